@@ -4,13 +4,22 @@ use std::{net::Ipv6Addr, time::Duration};
 
 /// Returns whether the text is a DNS-1123 label, which Kubernetes requires for most names.
 pub(crate) fn is_label(text: &str) -> bool {
-    (1..=63).contains(&text.len())
+    text.len() <= 63 && is_part(text)
+}
+
+fn is_part(text: &str) -> bool {
+    !text.is_empty()
         && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
         && !text.starts_with('-')
         && !text.ends_with('-')
 }
 
-/// Returns whether the text is a DNS-1123 subdomain: labels with dots in between.
+/// Returns whether the text is a DNS-1123 subdomain as Kubernetes understands it: a part may be longer than a label.
+pub(crate) fn is_subdomain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_part)
+}
+
+/// Returns whether the text is a hostname: labels with dots in between.
 pub(crate) fn is_host(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_label)
 }

@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, num::NonZeroU16, ops::Deref, str::FromStr};
 
 use super::{
     defaults::RELAY_PORT,
-    names::{is_host, is_label, is_port_name},
+    names::{is_host, is_label, is_port_name, is_subdomain},
 };
 
 /// Error of a text that is not a valid value.
@@ -103,7 +103,7 @@ text_value!(
 text_value!(
     /// The name of a pod or a Secret: a DNS-1123 subdomain.
     Subdomain,
-    is_host,
+    is_subdomain,
     "a name of at most 253 lower-case letters, digits, hyphens and dots"
 );
 
@@ -283,6 +283,7 @@ mod tests {
         }
         assert!(Namespace::new("kube-system").is_ok() && Label::new(&long[..63]).is_ok());
         assert!(Subdomain::new("web-0.a").is_ok() && Subdomain::new(longest).is_ok());
+        assert!(Subdomain::new(long).is_ok(), "Kubernetes creates pods whose names are no labels");
         assert!(ContextName::new("").is_err() && ContextName::new("arn:aws:eks:x/prod").is_ok());
         let error = Namespace::new("x/y").unwrap_err().to_string();
         assert!(error.starts_with("\"x/y\" is not the name of a namespace"), "{error}");

@@ -5,6 +5,9 @@
 //! short:  [{port}.][{pod}.]{service}.{namespace}[.{context}.cx].localhost
 //! ```
 //!
+//! A label has up to 63 bytes. If service or pod and port are longer together, the number of the port comes first:
+//! `{port}.{pod}.pod....`
+//!
 //! Contexts and pods may contain dots, so the long form is parsed from its end. Every name is checked before any
 //! request to an API server.
 //!
@@ -18,6 +21,9 @@ use std::fmt;
 use crate::config::{ContextName, Label, Namespace, PortRef, Workload};
 
 const SHORT_SUFFIX: &str = ".localhost";
+
+/// Bytes of a label (RFC 1035, section 2.3.4). Resolvers refuse longer ones.
+const LONGEST_LABEL: usize = 63;
 
 /// A parsed dynamic hostname.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +75,7 @@ impl DynamicName {
         Err(likeliest.unwrap_or(malformed("the long form has .{namespace}.ns. before the context")))
     }
 
-    /// Parses `{workload}-{port}.{kind}.{namespace}`.
+    /// Parses `{workload}-{port}.{kind}.{namespace}`, or `{port}.{workload}.{kind}.{namespace}`.
     fn in_context(name: &str, context: &str) -> Result<Self, NameError> {
         let malformed = NameError::Malformed;
         let kinds = malformed("the long form starts with {service}-{port}.svc. or {pod}-{port}.pod.");
@@ -79,11 +85,13 @@ impl DynamicName {
             Some((workload, "pod")) => (workload, false),
             _ => return Err(kinds),
         };
-        let (workload, port) =
-            workload.rsplit_once('-').ok_or(malformed("the port comes after the last hyphen: {service}-{port}"))?;
-        let port = port
-            .parse()
-            .map_err(|_| malformed("the port after the last hyphen is neither 1-65535 nor a port's name"))?;
+        let (workload, port) = match workload.split_once('.') {
+            Some((port, workload)) if is_number(port) => (workload, port),
+            _ => {
+                workload.rsplit_once('-').ok_or(malformed("the port comes after the last hyphen: {service}-{port}"))?
+            }
+        };
+        let port = port.parse().map_err(|_| malformed("the port is neither 1-65535 nor a port's name"))?;
         let namespace = parse_namespace(namespace)?;
         let context = parse_context(context)?;
         let workload = match is_service {
@@ -107,7 +115,6 @@ impl DynamicName {
     fn of_labels(name: &str, context: Option<ContextName>) -> Result<Self, NameError> {
         let malformed = NameError::Malformed;
         let mut labels: Vec<&str> = name.split('.').collect();
-        let is_number = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
         let port = match is_number(labels[0]) && labels.len() > 2 {
             true => labels.remove(0).parse().map_err(|_| malformed("the port is not one of 1-65535"))?,
             false => PortRef::Auto,
@@ -164,13 +171,18 @@ impl fmt::Display for DynamicName {
             PortRef::Https => "443".to_owned(),
         };
         let context = self.context.as_deref().unwrap_or("current");
-        write!(
-            f,
-            "{workload}-{port}.{kind}.{}.ns.{context}.cx.{}",
-            self.namespace,
-            crate::config::defaults::DYNAMIC_HOST
-        )
+        let (first, last) = (workload.split('.').next(), workload.rsplit('.').next());
+        let is_too_long = last.is_some_and(|label| label.len() + 1 + port.len() > LONGEST_LABEL);
+        match is_number(&port) && (is_too_long || workload.contains('.') && first.is_some_and(is_number)) {
+            true => write!(f, "{port}.{workload}")?,
+            false => write!(f, "{workload}-{port}")?,
+        }
+        write!(f, ".{kind}.{}.ns.{context}.cx.{}", self.namespace, crate::config::defaults::DYNAMIC_HOST)
     }
+}
+
+fn is_number(label: &str) -> bool {
+    !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn parse_namespace(text: &str) -> Result<Namespace, NameError> {
@@ -187,7 +199,7 @@ fn parse_context(text: &str) -> Result<ContextName, NameError> {
 pub fn fits_a_url(context: &str) -> bool {
     fits_a_hostname(context)
         && !context.contains('@')
-        && context.split('.').all(|label| (1..=63).contains(&label.len()))
+        && context.split('.').all(|label| (1..=LONGEST_LABEL).contains(&label.len()))
 }
 
 fn fits_a_hostname(text: &str) -> bool {
@@ -234,6 +246,29 @@ mod tests {
         for (host, wanted) in cases {
             assert_eq!(parse(host), Ok(wanted), "{host}");
         }
+    }
+
+    #[test]
+    fn the_port_comes_first_if_the_label_would_be_too_long() {
+        let pod =
+            |pod: &str| name(Some("c"), "shop", Workload::Pod(pod.parse().unwrap()), PortRef::number(80).unwrap());
+        let (longest, fits) = ("p".repeat(63), "p".repeat(60));
+        for (workload, label) in [
+            (&*longest, format!("80.{longest}")),
+            (&fits, format!("{fits}-80")),
+            (&format!("a.{longest}"), format!("80.a.{longest}")),
+            (&format!("{longest}.a"), format!("{longest}.a-80")),
+            ("7.web-9", "80.7.web-9".to_owned()),
+            ("web-7c4f9-abcde", "web-7c4f9-abcde-80".to_owned()),
+        ] {
+            let host = format!("{label}.pod.shop.ns.c.cx.k8s.localhost");
+            assert_eq!((pod(workload).to_string(), parse(&host)), (host, Ok(pod(workload))));
+        }
+        assert_eq!(parse("80.web-7c4f9-abcde.pod.shop.ns.c.cx.k8s.localhost"), Ok(pod("web-7c4f9-abcde")));
+        let service =
+            name(Some("a.b"), "shop", Workload::Service(longest.parse().unwrap()), PortRef::number(80).unwrap());
+        let host = format!("80.{longest}.svc.shop.ns.a.b.cx.k8s.localhost");
+        assert_eq!((service.to_string(), parse(&host)), (host, Ok(service)));
     }
 
     #[test]
