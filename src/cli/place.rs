@@ -6,12 +6,12 @@ use std::{
     sync::Arc,
 };
 
-use super::{Globals, doctor::kubeconfig::alias, report::CliError, running::Running};
+use super::{Globals, report::CliError, running::Running};
 use crate::{
     admin::api::services::named_context,
     config::{ContextName, InvalidValue, Namespace, shell::kubectl},
     k8s::client::{Cluster, Clusters},
-    routing::{ClusterId, RouteError, Router, hostname::fits_a_url},
+    routing::{ClusterId, RouteError, Router, alias},
 };
 
 pub struct Place {
@@ -70,9 +70,8 @@ pub async fn serving(globals: &Globals, router: Router) -> Result<(Option<Runnin
     };
     let others = Globals { context: None, ..globals.clone() };
     let (_, of_others) = super::router(others.load()?);
-    let named = named_context(&of_others, &context);
-    if named.is_some_and(|named| !fits_a_url(&named)) {
-        let advice = alias(&context, &router.http_contexts);
+    if named_context(&of_others, &context).is_err() {
+        let advice = alias::advice(&context, &router.http_contexts);
         let note = format!(
             "note: these names mean context {context} only if adit runs with --context: no URL can contain its name\n\
              hint: {advice}\n"

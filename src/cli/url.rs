@@ -8,10 +8,12 @@ use super::{
 };
 use crate::{
     admin::api::services,
-    config::{PortRef, Workload},
+    config::{PortRef, Workload, names::is_host},
     k8s::resolve,
-    routing::{hostname::DynamicName, table},
+    routing::{alias, hostname::DynamicName, table},
 };
+
+const RUN: &str = "adit run --to NAME=TARGET -- COMMAND gives a command its address";
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -33,17 +35,31 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     let named = router.named(&args.target, globals.namespace.as_ref())?;
     let target = named.route.target.pods().filter(|pods| pods.jump.is_none() && named.listener.is_none());
     let target = target.ok_or_else(|| {
-        CliError::usage(format!("{:?} has no URL: it is not served by HTTP", args.target))
-            .hint(Some("adit run --to NAME=TARGET -- COMMAND gives a command its address"))
+        CliError::usage(format!("{:?} has no URL: it is not served by HTTP", args.target)).hint(Some(RUN))
     })?;
     let cluster = clusters.get(&target.cluster).await?;
     let resolved = resolve::resolve(&cluster, &target.namespace, &target.workload, &target.port).await?;
+    let context = &target.cluster.context;
+    let (_, of_names) = match target.workload {
+        // The URL names the context, so it does not matter with which one adit runs.
+        Workload::Pod(_) => (None, router.clone()),
+        _ => place::serving(globals, router.clone()).await?,
+    };
     // A pod without a Service has only the long form of a name, which includes context and port.
-    let is_long = matches!(target.workload, Workload::Pod(_));
-    let (_, of_names) = place::serving(globals, router.clone()).await?;
-    let context = services::named_context(&of_names, &target.cluster.context);
+    let (is_long, name) = match &target.workload {
+        Workload::Pod(pod) if !is_host(pod) => {
+            return Err(CliError::new(format!("no URL can contain the name of pod {pod}: a part of it is too long"))
+                .hint(Some(RUN)));
+        }
+        Workload::Pod(_) => (true, of_names.name_of(context).map(Some).ok_or(services::NoName)),
+        _ => (false, services::named_context(&of_names, context)),
+    };
+    let context = name.map_err(|services::NoName| {
+        let advice = alias::advice(context, &router.http_contexts);
+        CliError::new(format!("no URL can contain the name of context {context}")).hint(Some(advice))
+    })?;
     let name = DynamicName {
-        context: if is_long { context.or_else(|| Some(target.cluster.context.clone())) } else { context },
+        context,
         namespace: target.namespace.clone(),
         workload: target.workload.clone(),
         port: match target.port {

@@ -1,5 +1,6 @@
 //! Routing: from a hostname or a local port to a [`Route`]. No I/O.
 
+pub mod alias;
 pub mod cluster_name;
 pub mod hostname;
 pub mod named;

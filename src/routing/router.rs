@@ -16,7 +16,7 @@ use crate::{
     routing::{
         ClusterId, Contexts, PodTarget, Route, Target,
         cluster_name::ClusterName,
-        hostname::{DynamicName, NameError},
+        hostname::{DynamicName, NameError, fits_a_url},
         table,
     },
     wire::proxy_protocol::Version,
@@ -88,8 +88,13 @@ impl Router {
             Err(error) => return Err(RouteError::Malformed { reason: error.to_string(), host }),
         };
         let context = name.context.or_else(|| context.cloned()).map(|context| self.context_of(context));
+        self.named_by(DynamicName { context, ..name }, host)
+    }
+
+    /// Returns the route of a dynamic name with the name of a context in place of an alias.
+    pub fn named_by(&self, name: DynamicName, host: String) -> Result<Route, RouteError> {
         let destination = Destination {
-            context,
+            context: name.context,
             namespace: Some(name.namespace),
             workload: name.workload,
             port: name.port,
@@ -256,6 +261,17 @@ impl Router {
         let exact = || known().find(|context| **context == written).cloned();
         let any_case = || known().find(|context| context.eq_ignore_ascii_case(&written)).cloned();
         alias.or_else(exact).or_else(any_case).unwrap_or(written)
+    }
+
+    /// Returns the name of a context in hostnames: its alias, else its own name. `None`: no hostname can contain it, or
+    /// it would mean another context.
+    pub fn name_of(&self, context: &ContextName) -> Option<ContextName> {
+        let alias = self.config.contexts.iter().find(|(_, alias)| alias.name == *context);
+        let own = || {
+            let sent: ContextName = context.to_ascii_lowercase().parse().ok()?;
+            (fits_a_url(context) && self.context_of(sent) == *context).then(|| context.clone())
+        };
+        alias.and_then(|(alias, _)| alias.parse().ok()).or_else(own)
     }
 
     pub(super) fn target(

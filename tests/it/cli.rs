@@ -223,6 +223,8 @@ async fn routes_and_urls_lead_to_services() {
         assert_eq!(text(&url.stdout), "http://web.shop.localhost:8989/\n");
         let alias = format!("contexts: {{prod: {{name: {arn:?}}}}}");
         assert!(text(&url.stderr).contains(&alias), "{}", text(&url.stderr));
+        let url = of(arn, &["url", "pod/tools-0.shop:7000"]);
+        assert!(url.stdout.is_empty() && text(&url.stderr).contains(&alias), "{}", text(&url.stderr));
         let some = text(&adit(home.path(), &["--kubeconfig", &kubeconfig, "routes", "-A", "TOOLS"]).stdout);
         assert!(some.contains("7000.tools.shop") && !some.contains("web.shop"), "{some}");
         let none = text(&adit(home.path(), &["--kubeconfig", &kubeconfig, "routes", "-n", "shpo"]).stdout);

@@ -302,6 +302,10 @@ async fn a_fix_repairs_when_it_is_pasted() {
         let (report, failed) = patient.report_of(&kubeconfig, &[]).await;
         assert_eq!((failed, find(&report, id)["status"].as_str()), (BTreeSet::new(), Some("ok")), "{report:#}");
     }
+    // An underscore is no part of a label, but browsers and curl send it.
+    let gke = patient.write("gke", &good.replace("- {name: demo-nobody,", "- {name: gke_project_europe-west1-b_shop,"));
+    let (of_gke, _) = patient.report_of(&gke, &[]).await;
+    assert_eq!(find(&of_gke, "context-names")["status"], "ok", "{of_gke:#}");
     // One of several files is missing.
     let missing = format!("{}:/no/such/file", patient.home.demo.kubeconfig().display());
     let mut command = patient.command(&["doctor", "-o", "json"]);

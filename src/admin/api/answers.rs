@@ -309,6 +309,7 @@ pub struct Service {
     pub name: String,
     /// The port and its name. null: a route.
     pub port: Option<String>,
+    /// Empty: no URL can contain the name of its context.
     pub url: String,
     /// The target of the URL, or the reason that it has none.
     pub target: String,
@@ -324,7 +325,7 @@ pub struct Service {
     pub address: Option<String>,
     /// A command for a shell that opens it.
     pub command: Option<String>,
-    /// The lines of the configuration that give it a local port, where it has none and needs one.
+    /// The lines of the configuration that give it a local port, or its context a name, where it has none and needs one.
     pub missing_route: Option<String>,
     /// How many of its pods are ready. null: not asked for (`?pods=1`), a route, or the user may not list EndpointSlices.
     pub ready: Option<u64>,

@@ -17,7 +17,7 @@ use crate::{
         list::{self, Listed},
         ports::choose_port,
     },
-    routing::{ClusterId, Route, RouteError, Router, Target, hostname::DynamicName},
+    routing::{ClusterId, Route, RouteError, Router, Target, alias, hostname::DynamicName},
 };
 
 /// Parameters of the request.
@@ -109,7 +109,7 @@ pub async fn list(clusters: &Clusters, router: &Router, query: &Query, listener:
     };
     match listing.await {
         Ok((found, pods)) => {
-            let place = Placed { router, context: &id.context, named: named.as_ref(), listener };
+            let place = Placed { router, context: &id.context, named, listener };
             services.extend(found.iter().flat_map(|service| {
                 let key = (service.namespace.to_string(), service.name.to_string());
                 // A Service without an EndpointSlice has no pods.
@@ -121,14 +121,14 @@ pub async fn list(clusters: &Clusters, router: &Router, query: &Query, listener:
     }
 }
 
+/// No hostname can contain the name of the context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoName;
+
 /// Returns the name by which hostnames refer to a context: its alias if it has one. `None`: hostnames may omit it.
-pub fn named_context(router: &Router, context: &ContextName) -> Option<ContextName> {
+pub fn named_context(router: &Router, context: &ContextName) -> Result<Option<ContextName>, NoName> {
     let default = router.config.default_context.as_ref().or(router.http_contexts.current.as_ref());
-    if default == Some(context) {
-        return None;
-    }
-    let alias = router.config.contexts.iter().find(|(_, alias)| alias.name == *context);
-    alias.and_then(|(alias, _)| alias.parse().ok()).or_else(|| Some(context.clone()))
+    if default == Some(context) { Ok(None) } else { router.name_of(context).map(Some).ok_or(NoName) }
 }
 
 /// Returns the routes of the configuration.
@@ -183,7 +183,7 @@ struct Placed<'r> {
     router: &'r Router,
     context: &'r ContextName,
     /// As of [`named_context`].
-    named: Option<&'r ContextName>,
+    named: Result<Option<ContextName>, NoName>,
     listener: u16,
 }
 
@@ -192,30 +192,40 @@ impl Placed<'_> {
     fn rows(&self, service: &Listed, pods: Option<(u64, u64)>) -> Vec<Service> {
         let obvious = choose_port(&service.ports, &PortRef::Auto).map(|port| port.number);
         let row = |port: &ServicePort| {
-            let is_named = obvious != Some(port.number);
-            let name = dynamic_name(&service.namespace, &service.name, is_named.then_some(port.number), self.named)
-                .to_string();
-            let target = self.router.http(&name).ok().map(|route| route.target);
+            let number = (obvious != Some(port.number)).then_some(port.number);
+            let name = |context| dynamic_name(&service.namespace, &service.name, number, context);
+            let host = self.named.as_ref().ok().map(|named| name(named.as_ref()).to_string());
+            let route = match &host {
+                Some(host) => self.router.http(host),
+                None => self.router.named_by(name(Some(self.context)), String::new()),
+            };
+            let target = route.ok().map(|route| route.target);
             let address =
                 target.as_ref().and_then(Target::pods).and_then(|pods| ways::address(self.router, pods, port.number));
             let speaks = Speaks::of(port);
-            let needs_route = address.is_none() && !speaks.has_name();
+            let missing_route = || match speaks.has_name() {
+                true => host.is_none().then(|| alias::lines(self.context, &self.router.http_contexts)),
+                false => {
+                    let context = (self.named != Ok(None)).then_some(self.context.as_str());
+                    Some(ways::missing_route(&service.namespace, &service.name, port.number, context))
+                }
+            };
             Service {
                 name: format!("{}/{}", service.namespace, service.name),
                 port: Some(port.to_string()),
-                url: format!("http://{name}:{}/", self.listener),
+                url: host.as_ref().map(|host| format!("http://{host}:{}/", self.listener)).unwrap_or_default(),
                 target: format!("{}/{}:{}", service.namespace, service.name, port.number),
                 from: "service".to_owned(),
                 context: Some(self.context.to_string()),
                 namespace: Some(service.namespace.to_string()),
                 speaks: speaks.as_str().to_owned(),
                 tunnel: target.map(|target| target.to_string()),
-                command: speaks.command(&name, self.listener, address),
+                command: match &host {
+                    None if address.is_none() => None,
+                    host => speaks.command(host.as_deref().unwrap_or_default(), self.listener, address),
+                },
+                missing_route: address.is_none().then(missing_route).flatten(),
                 address: address.map(|address| address.to_string()),
-                missing_route: needs_route.then(|| {
-                    let context = self.named.map(|_| self.context.as_str());
-                    ways::missing_route(&service.namespace, &service.name, port.number, context)
-                }),
                 ready: pods.map(|(ready, _)| ready),
                 pods: pods.map(|(_, all)| all),
             }
@@ -251,7 +261,40 @@ fn dynamic_name(
 
 #[cfg(test)]
 mod tests {
+    use std::{path::Path, sync::Arc};
+
     use super::*;
+    use crate::{config::validate, routing::Contexts};
+
+    #[test]
+    fn a_row_has_a_name_that_works_or_the_lines_that_give_one() {
+        let config = "contexts: {prod: {name: 'arn:aws:eks:x:cluster/prod'}}\n";
+        let config = Arc::new(validate::parse(Path::new("c"), config.as_bytes()).unwrap());
+        let names = ["dev", "gke_p_europe-west1-b_shop", "arn:aws:eks:x:cluster/prod", "admin@kube", "Dev"];
+        let contexts = Arc::new(Contexts {
+            kubeconfig: Arc::new(config.http.kubeconfig.clone()),
+            current: Some("dev".parse().unwrap()),
+            namespaces: names.iter().map(|name| (name.parse().unwrap(), Ok(Namespace::default()))).collect(),
+            problem: None,
+        });
+        let router = Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts };
+        let ports = vec![ServicePort { number: 80, name: None, app_protocol: None }];
+        let service = Listed { namespace: "shop".parse().unwrap(), name: "web".parse().unwrap(), ports };
+        for (context, url, lines) in [
+            ("dev", "http://web.shop.localhost:1/", None),
+            ("gke_p_europe-west1-b_shop", "http://web.shop.gke_p_europe-west1-b_shop.cx.localhost:1/", None),
+            ("arn:aws:eks:x:cluster/prod", "http://web.shop.prod.cx.localhost:1/", None),
+            ("admin@kube", "", Some("contexts:\n  kube: {name: \"admin@kube\"}\n")),
+            ("Dev", "", Some("contexts:\n  dev-2: {name: \"Dev\"}\n")),
+        ] {
+            let context = context.parse().unwrap();
+            let named = named_context(&router, &context);
+            let row = Placed { router: &router, context: &context, named, listener: 1 }.rows(&service, None).remove(0);
+            assert_eq!((&*row.url, row.missing_route.as_deref()), (url, lines), "{context}");
+            assert_eq!(row.tunnel, Some(format!("{context}/shop/web")));
+            assert_eq!(row.command.is_none(), url.is_empty(), "{context}");
+        }
+    }
 
     #[test]
     fn a_query_is_decoded() {

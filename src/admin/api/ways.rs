@@ -120,7 +120,7 @@ pub fn names(router: &Router, id: &str, target: Option<&Target>, listener: u16) 
             PortRef::Auto => None,
             PortRef::Name(_) | PortRef::Https => return None,
         };
-        let context = services::named_context(router, &pods.cluster.context);
+        let context = services::named_context(router, &pods.cluster.context).ok()?;
         Some(services::url(&pods.namespace, service, port, context.as_ref(), listener))
     });
     names.extend(dynamic);

@@ -11,8 +11,9 @@ use super::{
     service,
 };
 use crate::{
+    config::ContextName,
     k8s::{ClusterError, client::Cluster},
-    routing::Contexts,
+    routing::alias,
 };
 
 const GROUP: Group = Group::Kubeconfig;
@@ -69,50 +70,22 @@ fn current(scope: &Scope) -> Check {
     }
 }
 
-/// Checks the names of contexts. A name that is not a label cannot be part of a hostname.
+/// Checks which contexts have a name in hostnames.
 fn names(scope: &Scope) -> Check {
     const ID: &str = "context-names";
     let contexts = &scope.router.http_contexts;
-    let fits = |name: &str| crate::config::names::is_label(&name.to_ascii_lowercase());
-    let config = &scope.router.config;
-    let has_alias = |name: &str| config.contexts.values().any(|alias| alias.name == *name);
-    let current = scope.router.http_contexts.current.as_ref();
-    let odd: Vec<&str> = scope
-        .router
-        .http_contexts
-        .namespaces
-        .keys()
-        .filter(|context| Some(*context) != current && !fits(context) && !has_alias(context))
-        .map(|context| context.as_str())
-        .collect();
+    let is_odd =
+        |context: &&ContextName| Some(*context) != contexts.current.as_ref() && scope.router.name_of(context).is_none();
+    let odd: Vec<&str> = contexts.namespaces.keys().filter(is_odd).map(|context| context.as_str()).collect();
     match odd.first() {
         None => Check::new(ID, GROUP, Status::Ok, "every context can be named in a hostname"),
         Some(first) => {
-            let short = short_name(first, contexts);
+            let short = alias::free(first, contexts);
             let command = format!("{} config rename-context {} {short}", scope.kubectl(), quoted(first));
             Check::new(ID, GROUP, Status::Warn, format!("{} cannot be named in a hostname", odd.join(", ")))
-                .fix(format!("{}, or rename it", alias(first, contexts)), Some(command))
+                .fix(format!("{}, or rename it", alias::advice(first, contexts)), Some(command))
         }
     }
-}
-
-/// Returns the advice to give a context an alias.
-pub fn alias(context: &str, contexts: &Contexts) -> String {
-    format!("write 'contexts: {{{}: {{name: {context:?}}}}}' into the configuration", short_name(context, contexts))
-}
-
-/// Returns a short name that fits a hostname: the last part of the long names that clouds use.
-fn short_name(context: &str, contexts: &Contexts) -> String {
-    let last = context.rsplit(['/', '@', ':', '_', '|', ' ']).find(|part| !part.is_empty()).unwrap_or_default();
-    let fitting = |char: char| if char.is_ascii_alphanumeric() { char.to_ascii_lowercase() } else { '-' };
-    let short: String = last.chars().map(fitting).take(40).collect();
-    let short = match short.trim_matches('-') {
-        "" => "cluster",
-        short => short,
-    };
-    let numbered = (2..).map(|number| format!("{short}-{number}"));
-    let is_free = |name: &String| !contexts.namespaces.keys().any(|known| known.as_str() == name);
-    std::iter::once(short.to_owned()).chain(numbered).find(is_free).unwrap_or_default()
 }
 
 /// Checks whether the user of a context can sign in. Returns the cluster if so.
@@ -155,25 +128,4 @@ pub async fn context(scope: &Scope, of: &Of) -> (Vec<Check>, Option<Arc<Cluster>
 /// Returns a failed check for an error.
 pub fn of_error(id: &'static str, group: Group, error: &ClusterError) -> Check {
     Check::new(id, group, Status::Fail, error.to_string()).detail(error.cause()).hint(error.hint())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Namespace;
-
-    #[test]
-    fn a_short_name_is_the_last_part_and_free() {
-        for (context, known, short) in [
-            ("arn:aws:eks:eu-central-1:123:cluster/Prod", &[][..], "prod"),
-            ("gke_my-project_europe-west1_shop", &[], "shop"),
-            ("kubernetes-admin@kubernetes", &["kubernetes"], "kubernetes-2"),
-            ("a.b c/", &[], "c"),
-            ("__", &[], "cluster"),
-            ("x/é", &[], "cluster"),
-        ] {
-            let namespaces = known.iter().map(|name| (name.parse().unwrap(), Ok(Namespace::default()))).collect();
-            assert_eq!(short_name(context, &Contexts { namespaces, ..Contexts::default() }), short, "{context}");
-        }
-    }
 }

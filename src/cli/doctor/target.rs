@@ -168,7 +168,7 @@ fn authority(scope: &Scope, pods: &PodTarget, port: &ServicePort, named: &Named)
         return None;
     }
     let number = (pods.port != PortRef::Auto).then_some(port.number);
-    let context = services::named_context(router, &pods.cluster.context);
+    let context = services::named_context(router, &pods.cluster.context).ok()?;
     let url = services::url(&pods.namespace, service, number, context.as_ref(), listener);
     Some(url.trim_start_matches("http://").trim_end_matches('/').to_owned())
 }

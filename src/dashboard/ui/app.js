@@ -669,12 +669,13 @@ function services() {
   const total = h('span', {class: 'count', role: 'status'}), read = h('span', {class: 'count'}), problems = h('div');
   const tunnelOf = row => row.tunnel && state.tunnels.get(row.tunnel);
   const recent = row => { const tunnel = tunnelOf(row); return tunnel ? tunnel.recent_requests : 0; };
+  const hasUrl = row => row.url && row.speaks === 'http' && !row.name.startsWith('*');
   const actions = row => {
     const list = [];
-    if (row.speaks === 'http' && !row.name.startsWith('*')) list.push(['Copy URL', () => copy(row.url, 'the URL')]);
+    if (hasUrl(row)) list.push(['Copy URL', () => copy(row.url, 'the URL')]);
     if (row.address && row.speaks !== 'http') list.push(['Copy address', () => copy(row.address, 'the address')]);
     if (row.command) list.push(['Copy command', () => copy(row.command, 'the command'), row.command]);
-    if (row.missing_route) list.push(['Add a route', () => ask('Add these lines to the configuration', row.missing_route, null)]);
+    if (row.missing_route) list.push([row.url ? 'Add a route' : 'Add a name', () => ask('Add these lines to the configuration', row.missing_route, null)]);
     if (tunnelOf(row)) list.push(['Stop', () => stop(row.tunnel)]);
     return list;
   };
@@ -682,7 +683,7 @@ function services() {
     empty: 'No Service is as you search.',
     open: row => tunnelOf(row) ? go(tunnelAddress(row.tunnel)) : null,
     columns: [
-      {name: 'Name', c: 'id', sort: row => row.name, cell: row => row.speaks === 'http' && !row.name.startsWith('*') ? {t: row.name, a: row.url, out: true, prod: isProduction(row.context)} : {t: row.name, prod: isProduction(row.context)}},
+      {name: 'Name', c: 'id', sort: row => row.name, cell: row => hasUrl(row) ? {t: row.name, a: row.url, out: true, prod: isProduction(row.context)} : {t: row.name, prod: isProduction(row.context)}},
       {name: 'Port', c: 'port', sort: row => row.port || '', cell: row => row.port || row.target},
       {name: 'Context', c: 'wide', sort: row => row.context || '', cell: row => row.context || ''},
       {name: 'Ready', c: 'nowrap', sort: row => row.ready ?? -1, cell: row => row.pods === null || row.pods === undefined ? '' : {t: `${row.ready}/${row.pods}`, c: row.ready ? '' : 'bad'}},
