@@ -87,7 +87,7 @@ impl Speaks {
 
 /// Returns the configuration that gives a port of a Service a local port.
 pub fn missing_route(namespace: &str, service: &str, port: u16, context: Option<&str>) -> String {
-    let context = context.map(|context| format!("context: {context}, ")).unwrap_or_default();
+    let context = context.map(|context| format!("context: {context:?}, ")).unwrap_or_default();
     format!(
         "tcp:\n  k8s:\n    routes:\n      {port}: {{{context}namespace: {namespace}, service: {service}, port: {port}}}\n"
     )

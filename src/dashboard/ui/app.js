@@ -675,7 +675,7 @@ function services() {
     if (hasUrl(row)) list.push(['Copy URL', () => copy(row.url, 'the URL')]);
     if (row.address && row.speaks !== 'http') list.push(['Copy address', () => copy(row.address, 'the address')]);
     if (row.command) list.push(['Copy command', () => copy(row.command, 'the command'), row.command]);
-    if (row.missing_route) list.push([row.url ? 'Add a route' : 'Add a name', () => ask('Add these lines to the configuration', row.missing_route, null)]);
+    if (row.missing_route) list.push([row.missing_route.startsWith('contexts:') ? 'Add a name' : 'Add a route', () => ask('Add these lines to the configuration', row.missing_route, null)]);
     if (tunnelOf(row)) list.push(['Stop', () => stop(row.tunnel)]);
     return list;
   };
