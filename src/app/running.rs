@@ -79,11 +79,15 @@ impl Running {
                             set_status(&source, &of_entry, "open", Some(open.public.clone()), None);
                         }
                     }
-                    ClientState::HostRefused { hint, .. } => source.update(|facts| {
-                        if let Some(status) = facts.local.iter_mut().find(|status| is_of(status, &of_entry)) {
-                            status.hint = Some(hint.clone());
-                        }
-                    }),
+                    ClientState::HostRefused { local_port } => {
+                        let hint = host_hint(&of_entry);
+                        warn!(local_port, hint, "the local service refuses the Host header of its visitors");
+                        source.update(|facts| {
+                            if let Some(status) = facts.local.iter_mut().find(|status| is_of(status, &of_entry)) {
+                                status.hint = Some(hint);
+                            }
+                        });
+                    }
                     ClientState::Waiting { reason, .. } => {
                         set_status(&source, &of_entry, "waiting", None, Some(reason.clone()));
                     }
@@ -263,6 +267,21 @@ fn set_status(source: &Source, local: &LocalPort, state: &str, public: Option<St
         Some(known) => *known = status,
         None => facts.local.push(status),
     });
+}
+
+/// Returns what to write if the local service refuses the Host header of its visitors.
+fn host_hint(local: &LocalPort) -> String {
+    match (&local.name, &local.host) {
+        (None, _) => "give the tunnel a name: 'name: NAME' and 'host: rewrite' in its entry under 'local'".to_owned(),
+        (Some(_), None) => {
+            "write 'host: rewrite' in its entry under 'local': the service then gets localhost".to_owned()
+        }
+        (Some(_), Some(host)) => {
+            format!(
+                "allow {host} in the service's own configuration, or write 'host: rewrite' in its entry under 'local'"
+            )
+        }
+    }
 }
 
 /// Returns the options of a relay's client.

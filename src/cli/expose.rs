@@ -136,7 +136,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
             let _ = print(&shown);
         };
         // No hint: the relay's reason says what to do.
-        local::serve(|| Ok(setup.options.clone()), opened, None, &mut signals).await?;
+        local::serve(|| Ok(setup.options.clone()), opened, None, |_| allowing(&setup.service), &mut signals).await?;
         setup.drain.finish(Duration::from_secs(1)).await;
         Ok(ExitCode::SUCCESS)
     })
@@ -155,6 +155,7 @@ async fn by_hand(globals: &Globals, command: Option<Command>) -> Result<(), CliE
 /// A takeover that is ready to start.
 struct Setup {
     options: Options,
+    service: ServiceName,
     /// Line to print once it is open.
     shown: String,
     /// Drain of the port-forwards to the relay.
@@ -169,6 +170,14 @@ fn shown(request: &ExposeRequest, context: &ContextName, local: &LocalEnd) -> St
         None => String::new(),
     };
     format!("{name}.{namespace}:{} in {context}{which} -> {local}\n", request.port)
+}
+
+/// Returns the hint for a local service that refuses the Host header of requests to the Service.
+fn allowing(ServiceName { namespace, name }: &ServiceName) -> String {
+    format!(
+        "allow {name}, {name}.{namespace} and {name}.{namespace}.svc.cluster.local in its configuration: server.allowedHosts of \
+         Vite, allowedHosts of webpack, config.hosts of Rails, ALLOWED_HOSTS of Django"
+    )
 }
 
 /// Returns the condition of a personal takeover. `None`: all requests.
@@ -242,5 +251,5 @@ async fn set_up(globals: &Globals, args: Take) -> Result<Setup, CliError> {
         tunnels: vec![Wanted { local_port, kind, port: 0, name: request.name() }],
     };
     let local = LocalEnd::new(args.local_host.as_deref(), local_port);
-    Ok(Setup { options, shown: shown(&request, &context, &local), drain })
+    Ok(Setup { options, shown: shown(&request, &context, &local), service: request.service, drain })
 }

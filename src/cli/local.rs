@@ -1,15 +1,15 @@
 //! `adit local`: exposes local ports through a relay.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::BTreeSet, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use super::{
     Globals, Output,
-    report::{CliError, print},
+    report::{CliError, print, warning},
     server,
     up::{self, Signals},
 };
 use crate::{
-    config::{RelayAddress, names::host_header},
+    config::{RelayAddress, names::host_header, shell::quoted},
     drain::Drain,
     relay::{
         auth,
@@ -90,24 +90,35 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
             Ok(Options { key: key.name, secret: key.secret, ..options.clone() })
         };
         let hint = Some("take another port or name, or leave the choice to the relay");
-        serve(again, opened, hint, &mut signals).await?;
+        let refused_host = |port| rewriting(&args, options.tunnels.iter().find(|wanted| wanted.local_port == port));
+        serve(again, opened, hint, refused_host, &mut signals).await?;
         Ok(ExitCode::SUCCESS)
     })
 }
 
 /// Runs a client until it gives up, or the user ends it. Then it says goodbye, so that its ports and names are free at once.
-/// `refused`: hint for a tunnel that the relay does not open.
+/// `refused`: hint for a tunnel that the relay does not open. `refused_host`: hint for a local port whose service refuses the
+/// Host header of visitors.
 pub async fn serve(
     options: impl Fn() -> Result<Options, Fatal>,
     opened: impl Fn(&[client::Open]),
     refused: Option<&str>,
+    refused_host: impl Fn(u16) -> String,
     signals: &mut Signals,
 ) -> Result<(), CliError> {
     let drain = Drain::new();
+    // A client that reconnects reports a port again.
+    let warned = RefCell::new(BTreeSet::new());
     let tell = |state: &ClientState| match state {
         ClientState::Open(open) => opened(open),
-        // The log reports them.
-        ClientState::HostRefused { .. } | ClientState::Waiting { .. } => {}
+        ClientState::HostRefused { local_port } => {
+            if warned.borrow_mut().insert(*local_port) {
+                let message = format!("the service on local port {local_port} refuses the Host header of its visitors");
+                warning(&message, &refused_host(*local_port));
+            }
+        }
+        // The log reports it.
+        ClientState::Waiting { .. } => {}
     };
     let mut running = std::pin::pin!(client::run(options, Refusals::End, drain.clone(), tell));
     tokio::select! {
@@ -150,6 +161,31 @@ fn told(error: Fatal, refused: Option<&str>) -> CliError {
         Fatal::Undone { .. } | Fatal::Setup(_) => None,
     };
     CliError::new(error).hint(hint)
+}
+
+/// Returns the hint for a tunnel whose service refuses the Host header of visitors: the command that rewrites it.
+fn rewriting(args: &Args, wanted: Option<&Wanted>) -> String {
+    let name = wanted.filter(|wanted| wanted.kind == Kind::Http).map(|wanted| wanted.name.as_str());
+    let (name, host) = name.map_or(("NAME", None), |name| match name.split_once('=') {
+        Some((name, host)) => (name, Some(host)),
+        None => (name, None),
+    });
+    let allow = host.map(|host| format!("allow {host} in the service's own configuration"));
+    if let (Some(allow), Some("rewrite")) = (&allow, args.host.as_deref()) {
+        return allow.clone();
+    }
+    let file = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+    let given = [
+        ("to", Some(args.to.clone())),
+        ("local-host", args.local_host.clone()),
+        ("secret-file", file(&args.secret_file)),
+        ("fingerprint", args.fingerprint.as_ref().map(ToString::to_string)),
+        ("ca", file(&args.ca)),
+    ];
+    let words = given.into_iter().filter_map(|(option, value)| Some(format!(" --{option} {}", quoted(&value?))));
+    let port = wanted.map_or_else(|| "PORT".to_owned(), |wanted| wanted.local_port.to_string());
+    let command = format!("adit local {port} --name {} --host rewrite{}", quoted(name), words.collect::<String>());
+    allow.map_or_else(|| command.clone(), |allow| format!("{allow}, or: {command}"))
 }
 
 fn options(args: &Args) -> Result<Options, CliError> {
@@ -198,6 +234,28 @@ mod tests {
     struct Cli {
         #[command(flatten)]
         args: Args,
+    }
+
+    #[test]
+    fn a_refused_host_has_the_command_that_rewrites_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let secret = folder.path().join("my secret");
+        std::fs::write(&secret, "a-secret-of-the-tests").unwrap();
+        let hint = |arguments: &str, port: u16| {
+            let mut words: Vec<_> = ["adit"].into_iter().chain(arguments.split(' ')).map(str::to_owned).collect();
+            words.extend(["--to", "relay.test", "--secret-file"].map(str::to_owned));
+            let args = Cli::try_parse_from(words.into_iter().chain([secret.display().to_string()])).unwrap().args;
+            let tunnels = options(&args).unwrap().tunnels;
+            rewriting(&args, tunnels.iter().find(|wanted| wanted.local_port == port))
+        };
+        let rest = format!("--host rewrite --to relay.test --secret-file '{}'", secret.display());
+        assert_eq!(hint("3000:20000", 3000), format!("adit local 3000 --name NAME {rest}"));
+        assert_eq!(hint("3000 3001 --name web", 3000), format!("adit local 3000 --name web {rest}"));
+        assert_eq!(hint("3000 3001 --name web", 3001), format!("adit local 3001 --name NAME {rest}"));
+        let allow = |host: &str| format!("allow {host} in the service's own configuration");
+        let other = hint("3000 --name web --host shop.test", 3000);
+        assert_eq!(other, format!("{}, or: adit local 3000 --name web {rest}", allow("shop.test")));
+        assert_eq!(hint("3000 --name web --host rewrite", 3000), allow("localhost:3000"));
     }
 
     #[test]

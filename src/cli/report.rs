@@ -148,6 +148,13 @@ impl From<crate::config::problem::LoadError> for CliError {
 
 pub use crate::telemetry::colours;
 
+/// Prints a warning to stderr, with what to do.
+pub fn warning(message: &str, hint: &str) {
+    let (yellow, cyan, plain) = if colours(&io::stderr()) { ("\x1b[33m", "\x1b[36m", "\x1b[0m") } else { ("", "", "") };
+    // If stderr is closed, nobody can be told.
+    let _ = writeln!(io::stderr(), "{yellow}warning:{plain} {message}\n{cyan}hint:{plain} {hint}");
+}
+
 /// Returns whether the locale is UTF-8, according to the first variable that is set (POSIX, section 8.2).
 pub fn has_unicode(variable: impl Fn(&str) -> Option<String>) -> bool {
     let set = ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| variable(name).filter(|value| !value.is_empty()));

@@ -16,7 +16,7 @@ use crate::support::PATIENCE;
 fn adit(home: &TempDir, arguments: &[&str]) -> (Child, Lines<BufReader<ChildStdout>>) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
     command.args(arguments).env_clear().env("HOME", home.path()).env("ADIT_SECRET", "a-secret-of-the-tests");
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     (child, lines)
 }
@@ -36,9 +36,9 @@ async fn dev_server() -> u16 {
                 let mut head = Vec::new();
                 while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.is_ok_and(|count| count > 0) {}
                 let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
-                let status = match head.contains(&format!("\r\nhost: localhost:{port}\r\n")) {
-                    true => "200 OK",
-                    false => "403 Blocked request. This host is not allowed",
+                let (status, head) = match head.contains(&format!("\r\nhost: localhost:{port}\r\n")) {
+                    true => ("200 OK", head),
+                    false => ("403 Forbidden", format!("Blocked request. This host is not allowed.\r\n{head}")),
                 };
                 let location = format!("http://localhost:{port}/next");
                 let length = head.len();
@@ -88,10 +88,26 @@ async fn a_dev_server_gets_its_own_host_and_origin_where_that_is_asked_for() {
         } else {
             assert!(answer.contains(&format!("\r\norigin: http://{public}\r\n")) == host.is_empty(), "{answer}");
         }
+        let mut again = TcpStream::connect(names).await.unwrap();
+        again.write_all(request.as_bytes()).await.unwrap();
+        timeout(PATIENCE, again.read_to_string(&mut String::new())).await.expect("in time").unwrap();
         // A clean end frees the name.
         let pid = rustix::process::Pid::from_raw(client.id().unwrap() as i32).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        timeout(PATIENCE, client.wait()).await.expect("it ends").unwrap();
+        let mut talk = String::new();
+        let mut stderr = client.stderr.take().unwrap();
+        timeout(PATIENCE, stderr.read_to_string(&mut talk)).await.expect("it ends").unwrap();
+        client.wait().await.unwrap();
+        let warning =
+            format!("warning: the service on local port {port} refuses the Host header of its visitors\nhint: ");
+        let rewriting = format!("adit local {port} --name mine --host rewrite --to {control}\n");
+        let wanted = match host {
+            ["--host", "rewrite"] => None,
+            [] => Some(format!("{warning}{rewriting}")),
+            _ => Some(format!("{warning}allow localhost:1 in the service's own configuration, or: {rewriting}")),
+        };
+        assert_eq!(talk.matches(&warning).count(), usize::from(wanted.is_some()), "{host:?}: {talk}");
+        assert!(wanted.is_none_or(|wanted| talk.contains(&wanted)), "{host:?}: {talk}");
     }
     let (mut client, _) = adit(&home, &["local", &local_port, "--to", &control, "--name", "mine", "--host", "a b"]);
     assert_eq!(timeout(PATIENCE, client.wait()).await.unwrap().unwrap().code(), Some(2));

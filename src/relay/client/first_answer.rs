@@ -15,15 +15,11 @@ use tokio::{
     net::TcpStream,
     sync::mpsc,
 };
-use tracing::warn;
 
 use super::{ClientState, LocalEnd, Wanted};
-use crate::{
-    io::{
-        Io,
-        through::{said_through, write_through},
-    },
-    wire::relay::Kind,
+use crate::io::{
+    Io,
+    through::{said_through, write_through},
 };
 
 /// Texts in a 400 or 403 answer to an unknown Host header, one per server.
@@ -44,9 +40,7 @@ const LONGEST: usize = 16 * 1024;
 /// A connection to a local service that detects whether the service refuses the Host header.
 pub struct FirstAnswer {
     inner: TcpStream,
-    local: String,
     port: u16,
-    hint: String,
     /// Start of the first answer. `None`: it is not a refusal.
     start: Option<Vec<u8>>,
     /// Whether a refusal was reported already, for all visitors of a tunnel.
@@ -57,43 +51,15 @@ pub struct FirstAnswer {
 
 impl FirstAnswer {
     pub fn new(inner: TcpStream, end: &LocalEnd, wanted: &Wanted, states: mpsc::Sender<ClientState>) -> Self {
-        Self {
-            inner,
-            local: end.to_string(),
-            port: wanted.local_port,
-            hint: hint(wanted),
-            start: Some(Vec::new()),
-            is_told: end.has_refused_host.clone(),
-            states,
-        }
+        Self { inner, port: wanted.local_port, start: Some(Vec::new()), is_told: end.has_refused_host.clone(), states }
     }
 
     fn note(&mut self, bytes: &[u8]) {
         if !refuses_host(&mut self.start, bytes) || self.is_told.swap(true, Ordering::Relaxed) {
             return;
         }
-        warn!(local = self.local, hint = self.hint, "the local service refuses the Host header of its visitors");
         // There is room for each tunnel. Without a reader the client has ended.
-        let _ = self.states.try_send(ClientState::HostRefused { local_port: self.port, hint: self.hint.clone() });
-    }
-}
-
-/// Returns the hint for a service that refuses the Host header of visitors.
-fn hint(wanted: &Wanted) -> String {
-    match (wanted.kind, wanted.name.split_once('=')) {
-        (Kind::Http, None) => {
-            "set 'host: rewrite' in the entry under 'local' (--host rewrite): the service then gets localhost"
-                .to_owned()
-        }
-        (Kind::Http, Some((_, host))) => {
-            format!("allow {host} in the service's own configuration, or set 'host: rewrite' (--host rewrite)")
-        }
-        (Kind::Tcp, _) => {
-            "give the tunnel a name: 'name: NAME' and 'host: rewrite' (--name NAME --host rewrite)".to_owned()
-        }
-        (Kind::Service | Kind::ReplacedService, _) => "allow the Service's names in the service's own configuration, \
-             e.g. server.allowedHosts of Vite, allowedHosts of webpack, config.hosts of Rails"
-            .to_owned(),
+        let _ = self.states.try_send(ClientState::HostRefused { local_port: self.port });
     }
 }
 
@@ -167,14 +133,5 @@ mod tests {
         }
         let long = format!("HTTP/1.1 403 Forbidden\r\n\r\n{}Invalid Host header", " ".repeat(LONGEST));
         assert!(!refuses(&long, 100_000), "it is too far down");
-    }
-
-    #[test]
-    fn the_hint_fits_the_tunnel() {
-        let hint = |kind, name: &str| hint(&Wanted { local_port: 5173, kind, port: 0, name: name.to_owned() });
-        assert!(hint(Kind::Http, "web").starts_with("set 'host: rewrite' in the entry under 'local'"));
-        assert!(hint(Kind::Http, "web=shop.test").starts_with("allow shop.test in the service's own configuration"));
-        assert!(hint(Kind::Tcp, "").starts_with("give the tunnel a name: 'name: NAME' and 'host: rewrite'"));
-        assert!(hint(Kind::Service, "web.shop").contains("server.allowedHosts of Vite"));
     }
 }

@@ -32,7 +32,6 @@ pub enum ClientState {
     /// A local service refuses the Host header of its visitors. The tunnels stay open.
     HostRefused {
         local_port: u16,
-        hint: String,
     },
     /// The client retries after `pause`.
     Waiting {
