@@ -1,6 +1,8 @@
 //! Tests of protocol detection with missing or wrong hints. The servers refuse other protocols like the programs that they are
 //! named after.
 
+use std::sync::atomic::AtomicBool;
+
 use super::*;
 use crate::{
     io::prefixed::Prefixed,
@@ -47,7 +49,7 @@ fn echo(request: Request<Incoming>, scheme: Scheme) -> Answered {
 /// Marks a server without a refusal, which never closes by itself.
 const WAITS: &[u8] = b"...";
 
-async fn accept(pod: Arc<Pod>, mut stream: DuplexStream, server: Server) {
+async fn accept(pod: Arc<Pod>, mut stream: impl Io + 'static, server: Server) {
     let mut first = Vec::new();
     while sniff(&first) == Sniff::NeedMore && stream.read_buf(&mut first).await.is_ok_and(|count| count > 0) {}
     let scheme = match sniff(&first) {
@@ -327,4 +329,39 @@ async fn the_pods_of_another_version_may_speak_something_else() {
         version.fetch_add(1, Ordering::SeqCst);
     }
     assert_eq!(world.seen(), versions.len());
+}
+
+#[tokio::test]
+async fn a_lost_request_is_no_sign_of_another_protocol() {
+    // As Go, Tomcat and Vert.x do, the pod speaks HTTP/1 and h2c on one port.
+    let server = Server { speaks: &[Scheme::Http, Scheme::H2c], refusal: b"" };
+    for (is_known, length) in [(true, 5), (true, 300_000), (false, 300_000)] {
+        let is_dying = Arc::new(AtomicBool::new(!is_known));
+        let dies = is_dying.clone();
+        let serve = move |pod, mut stream: DuplexStream| {
+            let dies = dies.clone();
+            drop(tokio::spawn(async move {
+                let mut first = Vec::new();
+                while sniff(&first) == Sniff::NeedMore && stream.read_buf(&mut first).await.is_ok_and(|count| count > 0)
+                {
+                }
+                if dies.load(Ordering::SeqCst) && sniff(&first) == Sniff::Is(Protocol::Http1) {
+                    while first.len() < length && stream.read_buf(&mut first).await.is_ok_and(|count| count > 0) {}
+                    return;
+                }
+                accept(pod, Prefixed::new(first.into(), stream), server).await;
+            }));
+        };
+        let world = World::routed("port: 8000", port(8000, Some("http")), Scheme::Http, Box::new(serve));
+        let what = format!("known: {is_known}, {length} bytes");
+        if is_known {
+            assert_eq!(over_http1(&world, request("GET", body_of(""))).await.1, "http", "{what}");
+        }
+        is_dying.store(true, Ordering::SeqCst);
+        let (status, _, page) = over_http1(&world, request("POST", streamed(length / 5, 5))).await;
+        assert!(status == 502 && !page.contains("speaks h2c"), "{what}: {page}");
+        is_dying.store(false, Ordering::SeqCst);
+        assert_eq!(over_http1(&world, request("POST", body_of("order"))).await.1, "http", "{what}");
+        assert!(world.front.protocols().wrong_hints().is_empty(), "{what}");
+    }
 }

@@ -251,14 +251,17 @@ impl<'a> Delivery<'a> {
             self.upstreams.pool.forget(key);
         }
         let is_silent = failed.said == Sniff::NeedMore;
+        // A silent backend may have processed the request.
+        let is_unread = !is_silent || self.is_idempotent;
+        // A backend that takes this much in silence understands it. One that has answered before, too, may have died.
+        let is_understood = !self.body.is_whole() || (self.was_known && !is_unread);
         // Over TLS nothing hints at another protocol. With a route's `scheme`, only the backend's answer does.
         let others = match key.scheme {
             Scheme::Https => &[][..],
-            _ if was_used || (is_silent && (self.choice.is_fixed || failed.outcome != Outcome::Unanswered)) => &[],
+            _ if was_used => &[],
+            _ if is_silent && (self.choice.is_fixed || is_understood || failed.outcome != Outcome::Unanswered) => &[],
             scheme => self.way.others(scheme, failed.said),
         };
-        // A silent backend may have processed the request.
-        let is_unread = !is_silent || self.is_idempotent;
         let asks_first = !is_silent || !std::mem::replace(&mut self.choice.is_known, true);
         if asks_first && let Some(turned) = self.turn(others).await {
             return self.send_in(turned, is_unread);
