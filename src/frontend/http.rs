@@ -37,10 +37,13 @@ mod websocket;
 
 use std::{
     convert::Infallible,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::Ordering},
 };
 
-use http::{Request, Response, Version, header::CONTENT_LENGTH};
+use http::{
+    HeaderValue, Request, Response, Version,
+    header::{CONNECTION, CONTENT_LENGTH},
+};
 use http_body_util::BodyExt;
 use hyper::{
     body::{Body as _, Incoming},
@@ -52,7 +55,12 @@ use tower::BoxError;
 use tracing::debug;
 
 use self::{
-    body::Body, exchange::Arrival, headers::Identity, own::OwnSite, sites::Sites, trailers::Trailers,
+    body::{Body, Watched},
+    exchange::Arrival,
+    headers::Identity,
+    own::OwnSite,
+    sites::Sites,
+    trailers::Trailers,
     upstream::Upstreams,
 };
 use crate::{
@@ -142,8 +150,15 @@ impl HttpFrontend {
                     let (this, arrival, trailers) = (self.clone(), arrival.clone(), trailers.clone());
                     let answering = async move {
                         let takes_chunks = request.version() == Version::HTTP_11;
-                        let request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
-                        let response = this.answer(request, arrival).await;
+                        let (parts, body) = request.into_parts();
+                        let (body, is_read) = Watched::new(body);
+                        let request = Request::from_parts(parts, body.map_err(BoxError::from).boxed_unsync());
+                        let mut response = this.answer(request, arrival).await;
+                        if takes_chunks && response.status().as_u16() >= 400 && !is_read.load(Ordering::Relaxed) {
+                            // hyper closes a connection whose upload nobody reads. A client that was not told may reuse it
+                            // (RFC 9112, section 9.6).
+                            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                        }
                         let has_length = response.headers().contains_key(CONTENT_LENGTH)
                             || response.body().size_hint().exact().is_some();
                         Ok::<_, Infallible>(match takes_chunks && !has_length {

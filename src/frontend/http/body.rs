@@ -3,7 +3,10 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -36,6 +39,44 @@ pub fn body_of(bytes: impl Into<Bytes>) -> Body {
 /// Returns the message of the innermost cause.
 pub fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     error.source().map_or_else(|| error.to_string(), innermost)
+}
+
+/// Body of a request, which tells its server whether it was read to its end.
+pub struct Watched<B> {
+    inner: B,
+    is_read: Arc<AtomicBool>,
+}
+
+impl<B: HttpBody> Watched<B> {
+    /// Returns the body, and whether it was read to its end.
+    pub fn new(inner: B) -> (Self, Arc<AtomicBool>) {
+        let is_read = Arc::new(AtomicBool::new(inner.is_end_stream()));
+        (Self { inner, is_read: is_read.clone() }, is_read)
+    }
+}
+
+impl<B: HttpBody + Unpin> HttpBody for Watched<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        if matches!(polled, Poll::Ready(None)) || self.inner.is_end_stream() {
+            self.is_read.store(true, Ordering::Relaxed);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
 }
 
 /// A request's body that can be read again from its start, until more than [`LONGEST_KEPT`] of it was read.

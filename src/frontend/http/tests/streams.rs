@@ -210,3 +210,33 @@ async fn a_client_of_http2_may_go_on_behind_the_last_answer_of_a_drain() {
     timeout(PATIENCE, stream.read_to_end(&mut received)).await.expect("its direction ends").unwrap();
     stream.write_all(&frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0xff, 0xff])).await.expect("it is not closed over");
 }
+
+#[tokio::test]
+async fn an_answer_before_the_end_of_an_upload_announces_that_the_connection_closes() {
+    let refuse = |request: Request<Incoming>| -> Answered {
+        let is_wanted = request.uri().path() == "/wanted";
+        Box::pin(async move {
+            if is_wanted {
+                request.into_body().collect().await.map_err(io::Error::other)?;
+            }
+            Ok(Response::builder().status(413).body(body_of("")).unwrap())
+        })
+    };
+    let world = World::new(Scheme::Http, refuse);
+    for (path, host, closes) in
+        [("/", "web.localhost", true), ("/wanted", "web.localhost", false), ("/", "nothing.localhost", true)]
+    {
+        let mut stream = world.connect(HttpVersion::Http1);
+        let head = format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 300000\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let sent = if closes { 1_000 } else { 300_000 };
+        stream.write_all(&vec![b'a'; sent]).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(timeout(PATIENCE, stream.read_u8()).await.expect("an answer in time").unwrap());
+        }
+        let answer = String::from_utf8(answer).unwrap().to_ascii_lowercase();
+        assert!(answer.starts_with("http/1.1 4"), "{answer}");
+        assert_eq!(answer.contains("\r\nconnection: close\r\n"), closes, "{path} of {host}: {answer}");
+    }
+}
