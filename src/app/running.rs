@@ -13,6 +13,7 @@ use crate::{
     admin::status::{LocalStatus, Source},
     config::{
         Command, Config, LocalPort, SniBackend, diff,
+        names::host_header,
         watch::{self as files, Reload},
     },
     drain::Drain,
@@ -277,9 +278,12 @@ fn host_hint(local: &LocalPort) -> String {
             "write 'host: rewrite' in its entry under 'local': the service then gets localhost".to_owned()
         }
         (Some(_), Some(host)) => {
-            format!(
-                "allow {host} in the service's own configuration, or write 'host: rewrite' in its entry under 'local'"
-            )
+            let allow = format!("allow {host} in the service's own configuration");
+            let rewritten = host_header("rewrite", local.local_host.as_deref(), local.local_port);
+            match rewritten.as_ref() == Some(host) {
+                true => allow,
+                false => format!("{allow}, or write 'host: rewrite' in its entry under 'local'"),
+            }
         }
     }
 }
@@ -339,6 +343,19 @@ mod tests {
 
     use super::*;
     use crate::config::validate;
+
+    #[test]
+    fn the_hint_for_a_refused_host_fits_the_entry() {
+        let hint = |options: &str| {
+            let text = format!("local: [{{port: 5173, to: relay.test{options}}}]\n");
+            host_hint(&validate::parse(Path::new("adit.yaml"), text.as_bytes()).unwrap().local[0])
+        };
+        assert!(hint("").contains("'name: NAME' and 'host: rewrite'"));
+        assert!(hint(", name: web").starts_with("write 'host: rewrite' in its entry"));
+        let other = hint(", name: web, host: shop.test");
+        assert!(other.starts_with("allow shop.test in") && other.contains("or write 'host: rewrite'"), "{other}");
+        assert_eq!(hint(", name: web, host: rewrite"), "allow localhost:5173 in the service's own configuration");
+    }
 
     #[test]
     fn a_command_is_new_if_another_program_would_run() {
