@@ -72,7 +72,7 @@ fn url(target: &str, namespace: Option<&Namespace>, domain: &str) -> Result<Stri
     }
     let Some(parsed) = ClusterName::parse(&name.to_ascii_lowercase(), domain) else {
         return Err(
-            CliError::usage(format!("{target:?} is no Service")).hint(Some("write SERVICE.NAMESPACE, or a URL"))
+            CliError::usage(format!("{target:?} is not a Service")).hint(Some("write SERVICE.NAMESPACE, or a URL"))
         );
     };
     // The browser sends only full names to the proxy, so the URL has one.

@@ -185,7 +185,7 @@ fn standard_streams() -> io::Result<(UnixStream, Streams)> {
         }
         let _ = written_tx.send(match copied {
             Err(CopyError::Write(error)) => Err(error),
-            // The stream that could not be read is adit's own end, so this is no error of stdout.
+            // The stream that could not be read is adit's own end, so this is not an error of stdout.
             Ok(()) | Err(CopyError::Read(_)) => Ok(()),
         });
     });

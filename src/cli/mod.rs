@@ -197,7 +197,7 @@ pub fn main() -> ExitCode {
         Ok((cli, Ok(()))) => cli,
         Ok((_, Err(unused))) => return unused.report(),
         Err(error) => {
-            // Help and version are printed here too. A closed stdout is no failure.
+            // Help and version are printed here too. A closed stdout is not a failure.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }

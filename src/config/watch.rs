@@ -146,7 +146,7 @@ impl Reader {
 fn regular(file: &Path) -> io::Result<Vec<u8>> {
     match fs::metadata(file)?.is_file() {
         true => fs::read(file),
-        false => Err(io::Error::other("it is no regular file, so that changes of it are not followed")),
+        false => Err(io::Error::other("it is not a regular file, so that changes of it are not followed")),
     }
 }
 

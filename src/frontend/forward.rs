@@ -167,7 +167,7 @@ impl Forward {
 }
 
 impl Forward {
-    /// Returns whether a user name is the one that a JVM sends by default: its `user.name`, if that is no context.
+    /// Returns whether a user name is the one that a JVM sends by default: its `user.name`, if that is not a context.
     fn is_of_jvm(&self, named: &str, router: &Router) -> bool {
         let is_context = router.config.contexts.contains_key(named)
             || router.http_contexts.namespaces.keys().any(|context| *context == *named);

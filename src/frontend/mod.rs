@@ -40,7 +40,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Returns a connection of a client that is known by its address alone, on a listener that is no forward proxy.
+    /// Returns a connection of a client that is known by its address alone, on a listener that is not a forward proxy.
     pub fn remote(id: u64, peer: SocketAddr, local: SocketAddr, place: Place) -> Self {
         Self { id, peer, local, dialled: local, socket: ClientSocket::UNKNOWN, place, door: Door::Closed }
     }

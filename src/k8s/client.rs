@@ -286,7 +286,7 @@ impl Cluster {
         let dialer = Dialer::new(config.proxy_url.as_ref(), &tls).map_err(unusable)?;
         let server_name = match config.tls_server_name.as_deref().map(server_name) {
             Some(Err(_)) if !config.accept_invalid_certs => {
-                return Err(unusable("tls-server-name is no host name".to_owned()));
+                return Err(unusable("tls-server-name is not a host name".to_owned()));
             }
             name => name.and_then(Result::ok),
         };

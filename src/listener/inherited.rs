@@ -26,7 +26,9 @@ impl Inherited {
                     }
                 }
                 Ok(None) => {}
-                Err(error) => warn!(number = at, %error, "the service manager passed a socket that is no TCP listener"),
+                Err(error) => {
+                    warn!(number = at, %error, "the service manager passed a socket that is not a TCP listener")
+                }
             }
         }
         Self(taken)

@@ -168,7 +168,7 @@ impl Authority {
         };
         let facts: Facts = serde_json::from_slice(&facts).map_err(|error| broken(&file, error))?;
         if !(2 * CHECKED_BEFORE_END.as_secs()..=LATEST).contains(&facts.not_after) {
-            return Err(broken(&file, "not_after is no date"));
+            return Err(broken(&file, "not_after is not a date"));
         }
         let root = Root::read(folder.join(CERTIFICATE))?;
         let file = folder.join(ISSUING);

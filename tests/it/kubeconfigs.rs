@@ -200,8 +200,11 @@ async fn a_cluster_means_what_it_means_for_kubectl() {
         ("{server: \"$SERVER\", certificate-authority: empty}", Refused("not signed by the CA bundle")),
         ("{server: \"$SERVER\", certificate-authority: token}", Refused("no certificate in PEM form")),
         ("{server: \"$SERVER\", certificate-authority-data: aGFsbG8=}", Refused("no certificate in PEM form")),
-        ("{server: \"$SERVER\", certificate-authority-data: \"%%\"}", Refused("of cluster \"c\" is no base64")),
-        ("{server: \"$SERVER\", certificate-authority-data: \" $CA\"}", Refused("of cluster \"c\" is no base64")),
+        ("{server: \"$SERVER\", certificate-authority-data: \"%%\"}", Refused("of cluster \"c\" is not valid base64")),
+        (
+            "{server: \"$SERVER\", certificate-authority-data: \" $CA\"}",
+            Refused("of cluster \"c\" is not valid base64"),
+        ),
         ("{server: \"$SERVER\", certificate-authority-data: \"$CA\\r\\n\"}", Works),
         ("{server: \"$SERVER\", insecure-skip-tls-verify: true}", Works),
         ("{server: \"$SERVER\", insecure-skip-tls-verify: \"true\"}", Refused("remove the quotes")),
@@ -422,7 +425,7 @@ async fn a_plugin_means_what_it_means_for_kubectl() {
         ("no status", v1(&good.replace("\"status\"", "\"state\"")), Refused("without a status")),
         ("an empty status", status(json!({})), Refused("neither a token nor a certificate")),
         ("an empty token", status(json!({"token": ""})), Refused("neither a token nor a certificate")),
-        ("a number for a token", status(json!({"token": 7})), Refused("no text")),
+        ("a number for a token", status(json!({"token": 7})), Refused("not a string")),
         ("a token of two lines", status(json!({"token": "a\\nb"})), Refused("cannot be sent")),
         ("a wrong token", status(json!({"token": "wrong"})), Refused("does not accept the credentials")),
         ("a key alone", status(json!({"token": "$TOKEN", "clientKeyData": "k"})), Refused("only one of")),
@@ -436,9 +439,9 @@ async fn a_plugin_means_what_it_means_for_kubectl() {
         (
             "an end that is no time",
             status(json!({"token": "$TOKEN", "expirationTimestamp": "soon"})),
-            Refused("no time"),
+            Refused("not a time"),
         ),
-        ("an empty end", status(json!({"token": "$TOKEN", "expirationTimestamp": ""})), Refused("no time")),
+        ("an empty end", status(json!({"token": "$TOKEN", "expirationTimestamp": ""})), Refused("not a time")),
         ("unknown keys", status(json!({"token": "$TOKEN", "more": {"a": 1}})), Works),
         ("3 MB of spaces", v1(&format!("head -c 3000000 /dev/zero | tr '\\0' ' '; {good}")), Works),
         (
@@ -553,9 +556,9 @@ async fn a_file_means_what_it_means_for_kubectl() {
         ("a cluster that is missing", of("cluster: c,", "cluster: d,"), Refused("it names cluster \"d\"")),
         ("a context without a cluster", of("{cluster: c, user: u}", "{user: u}"), Refused("it names no cluster")),
         ("a context that is missing", of("current-context: x", "current-context: z"), Refused("context z is not in")),
-        ("no YAML", format!("{WHOLE}users: [\n"), Refused("it is no YAML: ")),
+        ("no YAML", format!("{WHOLE}users: [\n"), Refused("it is not valid YAML: ")),
         ("a tab", format!("{WHOLE}\tpreferences: {{}}\n"), Refused("is indented with a tab")),
-        ("half of a file", WHOLE[..WHOLE.len() / 2].to_owned(), Refused("it is no YAML: ")),
+        ("half of a file", WHOLE[..WHOLE.len() / 2].to_owned(), Refused("it is not valid YAML: ")),
         ("half of a second document", format!("{WHOLE}---\nusers: [\n"), Works),
         ("other line ends", WHOLE.replace('\n', "\u{85}").replace("kind: Config", "kind: Config\u{2028}"), Works),
         ("200 lines of comments", of("clusters:\n", &format!("clusters:\n{}", "# old\n".repeat(200))), Works),
@@ -563,7 +566,11 @@ async fn a_file_means_what_it_means_for_kubectl() {
         ("tabs inside of braces", of("{cluster: c, user: u}", "{\n\tcluster: c,\n\tuser: \"u\"\n\t}"), Works),
         ("a lone hyphen in a list", format!("{WHOLE}more: [a, -]\n"), Works),
         ("deep values", format!("{WHOLE}more: {}{}\n", "[".repeat(5_000), "]".repeat(5_000)), Works),
-        ("values that are too deep", format!("{WHOLE}more: {}\n", "[".repeat(10_001)), Refused("it is no YAML: ")),
+        (
+            "values that are too deep",
+            format!("{WHOLE}more: {}\n", "[".repeat(10_001)),
+            Refused("it is not valid YAML: "),
+        ),
         (
             "a block at the end",
             of("{token: \"$TOKEN\"}", "{}") + "users:\n- name: u\n  user:\n    token: |\n      $TOKEN",
@@ -590,7 +597,7 @@ async fn a_file_means_what_it_means_for_kubectl() {
         (
             "base64 that nobody uses",
             of("users:\n", "users:\n- {name: v, user: {client-key-data: \"%\"}}\n"),
-            Refused("client-key-data of user \"v\" is no base64"),
+            Refused("client-key-data of user \"v\" is not valid base64"),
         ),
         (
             "a mode that nobody uses",
@@ -638,7 +645,7 @@ async fn several_files_are_one_as_for_kubectl() {
         ),
         ("the last user of a name does not", vec![first.clone(), second.clone(), wrong], Works),
         ("the first current context counts", vec![second.clone(), first.clone()], Refused("context z is not in")),
-        ("a file that is no YAML spoils all", vec![first, second, broken], Refused("broken: it is no YAML")),
+        ("a file that is no YAML spoils all", vec![first, second, broken], Refused("broken: it is not valid YAML")),
     ] {
         oracle.judge(case, &files, &[], &verdict).await;
     }

@@ -246,7 +246,7 @@ pub struct RequestAnswer {
     pub exchange: Option<ExchangeRow>,
 }
 
-/// A request, or a connection that is no HTTP.
+/// A request, or a connection that is not HTTP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Row {
     /// Counts up from 1 in one process.
@@ -260,7 +260,7 @@ pub struct Row {
     pub method: Option<String>,
     /// The name, or the local address, that the client has chosen.
     pub host: String,
-    /// Without the query. Empty: it is no HTTP.
+    /// Without the query. Empty: not HTTP.
     pub path: String,
     pub status: Option<u16>,
     /// The code of adit's error page, or how a connection broke.

@@ -149,7 +149,7 @@ pub async fn answer(source: &Source, mut request: Request<Incoming>) -> Response
             return failure(
                 StatusCode::BAD_REQUEST,
                 "malformed",
-                format!("the request is no JSON as it should be: {error}"),
+                format!("the body is not the expected JSON: {error}"),
             );
         }
     };

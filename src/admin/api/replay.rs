@@ -36,7 +36,7 @@ pub struct ReplayRequest {
     /// All headers but Host. A value that is as it was shown stands for the real one.
     pub headers: Option<Vec<(String, String)>>,
     pub text: Option<String>,
-    /// A body that is no text; instead of `text`.
+    /// A body that is not text; instead of `text`.
     pub base64: Option<String>,
 }
 
@@ -104,7 +104,7 @@ pub fn record(source: &Source, request: &Request<Bytes>) -> Response<Body> {
 fn read<T: DeserializeOwned>(request: &Request<Bytes>) -> Result<T, Box<Response<Body>>> {
     let body: &[u8] = if request.body().is_empty() { b"{}" } else { request.body() };
     serde_json::from_slice(body).map_err(|error| {
-        let message = format!("the request is no JSON as it should be: {error}");
+        let message = format!("the body is not the expected JSON: {error}");
         Box::new(failure(StatusCode::BAD_REQUEST, "malformed", message))
     })
 }
@@ -137,21 +137,21 @@ fn again(entry: &Entry, edits: ReplayRequest) -> Result<(Request<Bytes>, ReplayO
     let target = edits.target.map(|edited| hidden::restored(&exchange.target, &edited));
     let target = target.unwrap_or_else(|| exchange.target.to_string());
     if !target.starts_with('/') && target != "*" {
-        return Err(format!("{target:?} is no path: it begins with /"));
+        return Err(format!("{target:?} is not a path: it does not begin with /"));
     }
     let method = match &edits.method {
-        Some(method) => Method::from_bytes(method.as_bytes()).map_err(|_| format!("{method:?} is no method"))?,
+        Some(method) => Method::from_bytes(method.as_bytes()).map_err(|_| format!("{method:?} is not a method"))?,
         None => entry.method.clone().unwrap_or_default(),
     };
     if method == Method::CONNECT {
-        return Err("CONNECT opens a connection, and is no request".to_owned());
+        return Err("CONNECT cannot be replayed: it opens a connection".to_owned());
     }
     let mut request = Request::new(body);
-    *request.uri_mut() = target.parse().map_err(|_| format!("{target:?} is no path of a URL"))?;
+    *request.uri_mut() = target.parse().map_err(|_| format!("{target:?} is not the path of a URL"))?;
     *request.method_mut() = method;
     *request.version_mut() = exchange.version;
     if !headers.contains_key(header::HOST) {
-        let host = HeaderValue::from_str(&entry.host).map_err(|_| "its host is no header".to_owned())?;
+        let host = HeaderValue::from_str(&entry.host).map_err(|_| "its host cannot be sent as a header".to_owned())?;
         headers.insert(header::HOST, host);
     }
     *request.headers_mut() = headers;
@@ -164,7 +164,7 @@ fn edit(first: &HeaderMap, edited: &[(String, String)]) -> Result<HeaderMap, Str
     let mut headers = HeaderMap::new();
     let mut left: Vec<(&HeaderName, &HeaderValue)> = first.iter().collect();
     for (name, value) in edited {
-        let wrong = || format!("{name:?} is no header with that value");
+        let wrong = || format!("{name:?} cannot be sent as a header with this value");
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong())?;
         if name == header::HOST {
             continue;

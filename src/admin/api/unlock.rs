@@ -37,7 +37,7 @@ pub fn answer(source: &Source, name: &str, wanted: &[u8]) -> Response<Body> {
     let wanted: UnlockRequest = match serde_json::from_slice(wanted) {
         Ok(wanted) => wanted,
         Err(error) => {
-            let message = format!("the request is no JSON as it should be: {error}");
+            let message = format!("the body is not the expected JSON: {error}");
             return failure(StatusCode::BAD_REQUEST, "malformed", message);
         }
     };

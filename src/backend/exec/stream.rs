@@ -145,7 +145,7 @@ impl ExecStream {
         let code = causes.filter(|cause| cause["reason"] == "ExitCode").find_map(|cause| cause["message"].as_str());
         match &self.reports.server_ended {
             Some(ServerEnd::Broken(reason)) => return Some(self.broke(reason.clone())),
-            // After the server's FIN, socat fails only if the server accepts no more bytes, which is no error of the answer.
+            // After the server's FIN, socat fails only if the server accepts no more bytes, which is not an error of the answer.
             Some(ServerEnd::Clean) if self.close_sent || !has_failed && !self.status.is_empty() || code.is_some() => {
                 return None;
             }

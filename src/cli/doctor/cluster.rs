@@ -147,7 +147,7 @@ const BUNDLES: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// Checks the server's version, its clock, and the signed-in user. Returns the server's minor version. `None`: it is no API
+/// Checks the server's version, its clock, and the signed-in user. Returns the server's minor version. `None`: it is not an API
 /// server, or refused the credentials.
 async fn answers(cluster: &Cluster, all: &mut Vec<Check>) -> Option<u32> {
     let started = Instant::now();
@@ -155,7 +155,7 @@ async fn answers(cluster: &Cluster, all: &mut Vec<Check>) -> Option<u32> {
     let took = started.elapsed();
     let minor = match version {
         Ok((version, _)) if !version["gitVersion"].is_string() => {
-            let says = "the server answers, and is no API server of Kubernetes";
+            let says = "the server answers, but it is not a Kubernetes API server";
             let said = version.as_str().map(|said| format!("its answer begins with {said:?}"));
             all.push(Check::new("api-server", GROUP, Status::Fail, says).detail(said).fix(
                 "is a login page or a proxy in front of it? see what it says",

@@ -28,7 +28,7 @@ pub fn write(file: &Path, form: Form, text: &str, force: bool) -> Result<(), Cli
     let failed = |error| CliError::new(format!("{} cannot be written", file.display())).cause(Some(error));
     let target = target(file);
     match fs::metadata(&target) {
-        Ok(found) if !found.is_file() => return Err(failed(io::Error::other("it is no regular file"))),
+        Ok(found) if !found.is_file() => return Err(failed(io::Error::other("it is not a regular file"))),
         Ok(_) if !force && !is_ours(&fs::read(&target).map_err(failed)?) => {
             return Err(CliError::new(format!(
                 "{} is there already, and 'adit env' has not written it",

@@ -36,7 +36,7 @@ pub fn foreign(text: &str) -> Result<Value, String> {
     let mut text = with_line_feeds(text);
     let mut directives = text.lines().take_while(|line| line.is_empty() || line.starts_with(['#', '%']));
     if directives.any(|line| line.strip_prefix("%YAML").is_some_and(|version| version.trim() != "1.1")) {
-        return Err("it is no YAML: kubectl reads %YAML 1.1 only".to_owned());
+        return Err("it is not valid YAML: kubectl reads %YAML 1.1 only".to_owned());
     }
     for _ in 0..MOST_MENDED {
         let mut reader =
@@ -46,9 +46,9 @@ pub fn foreign(text: &str) -> Result<Value, String> {
             Err(Fault::Value(reason, line)) => Err(format!("{reason} (line {line})")),
             Ok(value) => return Ok(value),
         };
-        text = mended.map_err(|reason| format!("it is no YAML: {reason}"))?.into();
+        text = mended.map_err(|reason| format!("it is not valid YAML: {reason}"))?.into();
     }
-    Err("it is no YAML: put a space in front of each comment, and no tabs in front of values".to_owned())
+    Err("it is not valid YAML: put a space in front of each comment, and no tabs in front of values".to_owned())
 }
 
 /// Returns a text with the same meaning for Go, if only our parser has an error there.
@@ -236,7 +236,7 @@ impl<'a> Reader<'a> {
                 Value::String(key) => key,
                 Value::Number(key) => key.to_string(),
                 Value::Bool(key) => key.to_string(),
-                _ => return Err(Fault::Value("a key is no word", line)),
+                _ => return Err(Fault::Value("a key is not a string", line)),
             };
             map.insert(key, value);
         }
@@ -289,7 +289,8 @@ fn scalar(text: &str, is_plain: bool, tag: Option<&str>) -> Result<Value, &'stat
         None if is_plain => resolve(text),
         None | Some("str" | "other" | "timestamp") => Ok(text.into()),
         Some("binary") => {
-            let bytes = STANDARD.decode(text.replace(['\r', '\n'], "")).map_err(|_| "a !!binary is no base64")?;
+            let bytes =
+                STANDARD.decode(text.replace(['\r', '\n'], "")).map_err(|_| "a !!binary is not valid base64")?;
             Ok(String::from_utf8_lossy(&bytes).into())
         }
         Some(tag) => match (tag, resolve(text)?) {
@@ -418,10 +419,14 @@ mod tests {
         for (text, wanted) in [
             ("!!null x", "a value does not have the type of its tag (line 2)"),
             ("!!int 1.5", "a value does not have the type of its tag (line 2)"),
-            ("!!binary '%'", "a !!binary is no base64 (line 2)"),
+            ("!!binary '%'", "a !!binary is not valid base64 (line 2)"),
             ("-.INF", "JSON has no .inf and .nan (line 2)"),
         ] {
-            assert_eq!(foreign(&format!("\na: {text}")).unwrap_err(), format!("it is no YAML: {wanted}"), "{text}");
+            assert_eq!(
+                foreign(&format!("\na: {text}")).unwrap_err(),
+                format!("it is not valid YAML: {wanted}"),
+                "{text}"
+            );
         }
     }
 
@@ -457,7 +462,7 @@ mod tests {
         for text in
             ["<<: \na: 1", "<<: [[{a: 1}]]", "<<: 5", "[a]: 1", "~: 1", "a: &a [*a]", "a: *b", "%YAML 1.2\n---\na: 1"]
         {
-            assert!(foreign(text).unwrap_err().starts_with("it is no YAML: "), "{text}");
+            assert!(foreign(text).unwrap_err().starts_with("it is not valid YAML: "), "{text}");
         }
     }
 

@@ -93,7 +93,7 @@ impl HttpBody for Received {
     }
 }
 
-/// Returns the end of a body for a reset with NO_ERROR, which is no failure: the peer wants no more (RFC 9113, section 8.1).
+/// Returns the end of a body for a reset with NO_ERROR, which is not a failure: the peer wants no more (RFC 9113, section 8.1).
 fn ended(error: h2::Error) -> Option<Result<Frame<Bytes>, BoxError>> {
     (error.reason() != Some(Reason::NO_ERROR)).then(|| Err(error.into()))
 }

@@ -97,7 +97,7 @@ pub fn read(stdout: &[u8], version: Version) -> Result<Issued, String> {
     let field = |name: &str| match status.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
-        Some(_) => Err(format!("printed a {name} that is no text")),
+        Some(_) => Err(format!("printed a {name} that is not a string")),
     };
     let (token, chain, key) = (field("token")?, field("clientCertificateData")?, field("clientKeyData")?);
     let certificate = match (chain, key) {
@@ -117,7 +117,9 @@ pub fn read(stdout: &[u8], version: Version) -> Result<Issued, String> {
                 // The usual "never", 9999-12-31, is a day after the last one that jiff supports.
                 Err(_) if is_of_last_year(text) => None,
                 Err(_) => {
-                    return Err("printed an expirationTimestamp that is no time, e.g. 2026-01-31T12:00:00Z".to_owned());
+                    return Err(
+                        "printed an expirationTimestamp that is not a time such as 2026-01-31T12:00:00Z".to_owned()
+                    );
                 }
             }
         }
@@ -187,7 +189,7 @@ mod tests {
             (answer(Value::Null), "printed an ExecCredential without a status"),
             (answer(json!({})), "printed neither a token nor a certificate"),
             (answer(json!({"token": ""})), "printed neither a token nor a certificate"),
-            (answer(json!({"token": 7})), "printed a token that is no text"),
+            (answer(json!({"token": 7})), "printed a token that is not a string"),
             (answer(json!({"clientKeyData": "k"})), "printed only one of"),
             (answer(json!({"token": "t", "clientCertificateData": "k"})), "printed only one of"),
             (answer(json!({"token": "t", "expirationTimestamp": "tomorrow"})), "printed an expirationTimestamp"),

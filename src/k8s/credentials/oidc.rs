@@ -188,7 +188,7 @@ fn bundle(settings: &Settings) -> Result<Option<Arc<Bundle>>, String> {
     let (key, pem) = match (value(settings, CA_DATA), value(settings, CA_FILE)) {
         (Some(data), _) => {
             let data: String = data.chars().filter(|char| !matches!(char, '\r' | '\n')).collect();
-            (CA_DATA, STANDARD.decode(data).map_err(|_| format!("its {CA_DATA} is no base64"))?)
+            (CA_DATA, STANDARD.decode(data).map_err(|_| format!("its {CA_DATA} is not valid base64"))?)
         }
         // As in client-go, a relative path is relative to the working directory.
         (None, Some(path)) => {
@@ -263,7 +263,7 @@ mod tests {
             "the provider http://127.0.0.1:1 cannot be reached: the connection is refused: nothing listens there"
         );
         let odd = failure(&oidc(&[(ID_TOKEN, "abc"), (REFRESH_TOKEN, "r")], Ok(()))).await.reason;
-        assert_eq!(odd, "its id-token is no JSON Web Token");
+        assert_eq!(odd, "its id-token is not a JSON Web Token");
     }
 
     #[test]
@@ -273,7 +273,7 @@ mod tests {
         };
         assert_eq!(refused(&settings(&[(ISSUER, "")])), "its auth-provider has no idp-issuer-url: add it");
         assert_eq!(refused(&settings(&[(CLIENT_ID, "")])), "its auth-provider has no client-id: add it");
-        assert_eq!(refused(&settings(&[(CA_DATA, "%")])), "its idp-certificate-authority-data is no base64");
+        assert_eq!(refused(&settings(&[(CA_DATA, "%")])), "its idp-certificate-authority-data is not valid base64");
         assert!(refused(&settings(&[(CA_FILE, "/no/such")])).contains("/no/such: no such file"));
         assert!(refused(&settings(&[(CA_DATA, "aGFsbG8=")])).starts_with("its idp-certificate-authority-data: "));
         assert_eq!(refused(&settings(&[(CLIENT_SECRET, "")])), "");

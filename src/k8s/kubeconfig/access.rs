@@ -185,7 +185,7 @@ pub(super) const LENIENT: GeneralPurpose =
 /// Returns the content of `KEY-data`, or of the file in `KEY`.
 pub(super) fn pem(key: &str, data: Option<&str>, path: Option<&str>) -> Result<Option<Vec<u8>>, String> {
     match (data, path) {
-        (Some(data), _) => LENIENT.decode(data).map(Some).map_err(|_| format!("{key}-data is no base64")),
+        (Some(data), _) => LENIENT.decode(data).map(Some).map_err(|_| format!("{key}-data is not valid base64")),
         (None, Some(path)) => match fs::read(path) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) => Err(format!("cannot read the {key} {path}: {}", words(&error))),

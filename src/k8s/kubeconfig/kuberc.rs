@@ -59,7 +59,7 @@ impl Policy {
                     Err(format!("credentialPluginPolicy is {other:?}, and has to be AllowAll, DenyAll or Allowlist"))
                 }
             },
-            _ => Err("credentialPluginPolicy is no text".to_owned()),
+            _ => Err("credentialPluginPolicy is not a string".to_owned()),
         }
     }
 

@@ -62,13 +62,13 @@ impl Files {
 fn text(bytes: &[u8]) -> Result<String, String> {
     let utf16 = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
         let units: Vec<u16> = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]])).collect();
-        String::from_utf16(&units).map_err(|_| "it is no UTF-16".to_owned())
+        String::from_utf16(&units).map_err(|_| "it is not valid UTF-16".to_owned())
     };
     match bytes {
         [0xff, 0xfe, rest @ ..] => utf16(rest, u16::from_le_bytes),
         [0xfe, 0xff, rest @ ..] => utf16(rest, u16::from_be_bytes),
         [0xef, 0xbb, 0xbf, rest @ ..] | rest => {
-            String::from_utf8(rest.to_vec()).map_err(|_| "it is no UTF-8".to_owned())
+            String::from_utf8(rest.to_vec()).map_err(|_| "it is not valid UTF-8".to_owned())
         }
     }
 }
@@ -103,7 +103,7 @@ fn parse(text: &str, folder: &Path) -> Result<Kubeconfig, String> {
         }
     }
     // The parser's message may contain a value.
-    serde_json::from_value(document).map_err(|_| "it is no kubeconfig".to_owned())
+    serde_json::from_value(document).map_err(|_| "it is not a kubeconfig".to_owned())
 }
 
 /// Removes empty and null values, which mean the same as absent ones.
@@ -209,9 +209,9 @@ mod tests {
         let refused = |text| parse(text, Path::new(".")).unwrap_err();
         assert_eq!(
             refused("users:\n- {name: u, user: {token: secret\n"),
-            "it is no YAML: unclosed bracket '{' (line 2, column 19)"
+            "it is not valid YAML: unclosed bracket '{' (line 2, column 19)"
         );
-        let tab = "it is no YAML: line 2 is indented with a tab, and needs spaces";
+        let tab = "it is not valid YAML: line 2 is indented with a tab, and needs spaces";
         assert_eq!(refused("kind: Config\n\tusers: []\n"), tab);
         assert_eq!(refused("kind: Secret\n"), "kind is \"Secret\", and has to be \"Config\"");
         assert_eq!(refused("apiVersion: v2\n"), "apiVersion is \"v2\", and has to be \"v1\"");

@@ -141,7 +141,7 @@ impl Shape {
             (Any, _) | (Text, Value::String(_)) | (Flag, Value::Bool(_)) => {}
             (Data, Value::String(text)) => {
                 text.retain(|char| char != '\r' && char != '\n');
-                LENIENT.decode(text).map_err(|_| "is no base64".to_owned())?;
+                LENIENT.decode(text).map_err(|_| "is not valid base64".to_owned())?;
             }
             (List(shape) | Named(shape), Value::Array(list)) => {
                 for (index, value) in list.iter_mut().enumerate() {
@@ -249,7 +249,7 @@ mod tests {
             ),
             (
                 "users: [{name: u, user: {client-key-data: 's%crt'}}]",
-                "client-key-data of user \"u\" is no base64 (line 1)",
+                "client-key-data of user \"u\" is not valid base64 (line 1)",
             ),
             (
                 "contexts: [{name: c}, {name: d},\n  {name: c}]",

@@ -190,7 +190,7 @@ impl Database {
         match found {
             _ if has_backup => {}
             Found::Nothing => self.keep().map_err(failed)?,
-            // Files with the certificate are not the original ones, so they are no backup.
+            // Files with the certificate are not the original ones, so they are not a backup.
             Found::Trusted | Found::Untrusted => self.forget_copy(),
         }
         let changed = self.change(root, found);

@@ -130,7 +130,7 @@ async fn an_edited_replay_that_is_refused_keeps_what_was_written() {
     page.until(&click("aside", "Replay edited")).await;
     page.eval("document.querySelectorAll('dialog input')[1].value = 'no path'").await;
     page.eval(&click("dialog", "Send")).await;
-    page.until("document.querySelector('dialog [role=alert]').textContent.includes('is no path')").await;
+    page.until("document.querySelector('dialog [role=alert]').textContent.includes('is not a path')").await;
     assert_eq!(page.eval("document.querySelectorAll('dialog input')[1].value").await, json!("no path"));
     page.eval("document.querySelectorAll('dialog input')[1].value = '/headers?x=2'").await;
     page.eval(&click("dialog", "Send")).await;

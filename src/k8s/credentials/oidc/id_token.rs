@@ -11,7 +11,7 @@ use serde_json::Value;
 /// # Errors
 /// Returns the problem as text that follows the token's name. The text contains nothing of the token.
 pub fn expiry(token: &str) -> Result<SystemTime, String> {
-    let odd = || "is no JSON Web Token".to_owned();
+    let odd = || "is not a JSON Web Token".to_owned();
     let mut parts = token.split('.');
     let (Some(_), Some(claims), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
         return Err(odd());
@@ -21,7 +21,7 @@ pub fn expiry(token: &str) -> Result<SystemTime, String> {
     // In Go, an absent claim is the year 1: expired.
     let seconds = match &claims["exp"] {
         Value::Null => 0.0,
-        claim => claim.as_f64().ok_or_else(|| "has an exp that is no number".to_owned())?,
+        claim => claim.as_f64().ok_or_else(|| "has an exp that is not a number".to_owned())?,
     };
     let since = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX);
     // A time that the clock cannot represent counts as never.
@@ -62,9 +62,9 @@ pub(super) mod tests {
     #[test]
     fn what_is_no_token_is_refused_without_its_text() {
         for text in ["", "a", "a.b", "a.b.c.d", "a.%.c", "a.e30=.c"] {
-            assert_eq!(expiry(text).unwrap_err(), "is no JSON Web Token", "{text}");
+            assert_eq!(expiry(text).unwrap_err(), "is not a JSON Web Token", "{text}");
         }
-        assert_eq!(of("[").unwrap_err(), "is no JSON Web Token");
-        assert_eq!(of("{\"exp\": \"soon\"}").unwrap_err(), "has an exp that is no number");
+        assert_eq!(of("[").unwrap_err(), "is not a JSON Web Token");
+        assert_eq!(of("{\"exp\": \"soon\"}").unwrap_err(), "has an exp that is not a number");
     }
 }
