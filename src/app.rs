@@ -29,7 +29,7 @@ use crate::{
         status::{Facts, Parts, Source},
     },
     backend::{Backend, Backends},
-    config::{Config, ContextName, KubeconfigPaths, Namespace, listen::overlap},
+    config::{Config, ContextName, KubeconfigPaths, Namespace, SniBackend, listen::overlap},
     dashboard::{Dashboard, assets::Assets},
     drain::Drain,
     frontend::{
@@ -79,7 +79,12 @@ impl Overrides {
         if let Some(namespace) = &self.namespace {
             let http = config.http.routes.values_mut().map(|route| &mut route.destination);
             let tcp = config.tcp.routes.values_mut().map(|route| &mut route.destination);
-            for destination in http.chain(tcp) {
+            let sni = config.sni.iter_mut().flat_map(|sni| sni.routes.values_mut());
+            let sni = sni.filter_map(|route| match &mut route.backend {
+                SniBackend::Kubernetes(destination) => Some(&mut **destination),
+                SniBackend::Command(_) => None,
+            });
+            for destination in http.chain(tcp).chain(sni) {
                 destination.namespace.get_or_insert_with(|| namespace.clone());
             }
         }
@@ -321,4 +326,34 @@ fn audit(file: &Path) -> io::Result<Audit> {
 
 fn now() -> String {
     jiff::Zoned::now().strftime("%H:%M:%S").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::validate;
+
+    #[test]
+    fn a_namespace_and_a_kubeconfig_of_the_command_line_are_for_every_kind_of_route() {
+        let text = "http: {k8s: {routes: {a: {service: x}, b: {service: x, namespace: own}}}}\n\
+                    tcp: {k8s: {routes: {10: {service: x}}, kubeconfig: /c}}\n\
+                    sni: {listen: \"127.0.0.1:0\", routes: {a.test: {k8s: {service: x}}}}\n";
+        let mut config = validate::parse(Path::new("c"), text.as_bytes()).unwrap();
+        let paths = KubeconfigPaths(vec!["/k".into()]);
+        let namespace = Some("dev".parse().unwrap());
+        Overrides { namespace, kubeconfig: Some(paths.clone()), ..Overrides::default() }.apply(&mut config);
+        let mut destinations: Vec<_> = config.http.routes.values().map(|route| &route.destination).collect();
+        destinations.extend(config.tcp.routes.values().map(|route| &route.destination));
+        destinations.extend(config.sni.iter().flat_map(|sni| sni.routes.values()).filter_map(|route| {
+            match &route.backend {
+                SniBackend::Kubernetes(destination) => Some(&**destination),
+                SniBackend::Command(_) => None,
+            }
+        }));
+        let namespaces: Vec<_> = destinations.iter().map(|to| to.namespace.as_ref().map(ToString::to_string)).collect();
+        assert_eq!(namespaces, ["dev", "own", "dev", "dev"].map(|name| Some(name.to_owned())));
+        assert_eq!((config.http.kubeconfig, config.tcp.kubeconfig), (paths.clone(), paths));
+    }
 }

@@ -55,7 +55,8 @@ fn configuration(scope: &Scope, problem: Option<&LoadError>) -> Check {
     let config = &scope.router.config;
     let says = match &config.source {
         Some(file) => {
-            let routes = config.http.routes.len() + config.tcp.routes.len();
+            let of_sni = config.sni.as_ref().map_or(0, |sni| sni.routes.len());
+            let routes = config.http.routes.len() + config.tcp.routes.len() + of_sni;
             format!("the configuration {} has {routes} route{}", file.display(), if routes == 1 { "" } else { "s" })
         }
         None => "there is no configuration file: adit runs on defaults".to_owned(),
@@ -235,6 +236,19 @@ async fn another_adit(scope: &Scope) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_kind_of_route_of_the_configuration_counts() {
+        let text = "http: {k8s: {routes: {a.localhost: {service: x}}}}\n\
+                    tcp: {k8s: {routes: {10: {service: x}}}}\n\
+                    sni: {listen: \"127.0.0.1:0\", routes: {a.test: {k8s: {service: x}}}}\n";
+        let mut config = crate::config::validate::parse("c".as_ref(), text.as_bytes()).unwrap();
+        config.source = Some("c".into());
+        let (clusters, router) = crate::cli::router(config);
+        let globals = <crate::cli::Cli as clap::Parser>::parse_from(["adit"]).globals;
+        let says = configuration(&Scope::new(clusters, router, &globals, None), None).says;
+        assert!(says.ends_with("has 3 routes"), "{says}");
+    }
 
     #[test]
     fn a_proxy_that_catches_this_machine_is_named() {

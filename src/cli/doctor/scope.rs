@@ -45,7 +45,9 @@ impl Scope {
         let named = target.and_then(|target| router.named(target, namespace.as_ref()).ok()).map(|named| named.route);
         let http = router.config.http.routes.keys().filter_map(|host| router.http(host).ok());
         let tcp = router.config.tcp.routes.keys().filter_map(|address| router.tcp(*address).ok());
-        for route in http.chain(tcp).chain(named) {
+        let sni = router.config.sni.iter().flat_map(|sni| sni.routes.keys());
+        let sni = sni.filter_map(|name| router.sni(name).ok()).map(|(route, _)| route);
+        for route in http.chain(tcp).chain(sni).chain(named) {
             if let Target::Pods(pods) = &route.target {
                 let of = contexts.entry(pods.cluster.clone()).or_insert_with(|| Of::new(pods.cluster.clone()));
                 of.namespaces.insert(pods.namespace.clone());
@@ -119,4 +121,25 @@ fn default_namespace(router: &Router, id: &ClusterId) -> Namespace {
     let of_alias = alias.and_then(|alias| alias.namespace.clone());
     let of_context = || router.http_contexts.namespaces.get(&id.context).cloned()?.ok();
     of_alias.or_else(of_context).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::{cli::Cli, config::validate};
+
+    #[test]
+    fn the_namespaces_of_every_kind_of_route_are_checked() {
+        let text = "default_context: dev\n\
+                    http: {k8s: {routes: {a.localhost: {namespace: a, service: x}}}}\n\
+                    tcp: {k8s: {routes: {10: {namespace: b, service: x}}}}\n\
+                    sni: {listen: \"127.0.0.1:0\", routes: {\"*.c.test\": {k8s: {namespace: c, service: x}}}}\n";
+        let (clusters, router) =
+            crate::cli::router(validate::parse(std::path::Path::new("c"), text.as_bytes()).unwrap());
+        let scope = Scope::new(clusters, router, &Cli::parse_from(["adit"]).globals, None);
+        let namespaces: Vec<_> = scope.contexts.iter().flat_map(|of| &of.namespaces).map(ToString::to_string).collect();
+        assert_eq!(namespaces, ["a", "b", "c"]);
+    }
 }
