@@ -9,7 +9,7 @@ mod streams;
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -21,7 +21,7 @@ use adit::{
         auth::{self, Key, Role, Transcript},
         client::{self, ClientState, Direct, Fatal, Open, Refusals, Wanted},
         conversation::{receive, send},
-        server::{Limits, Options, Server},
+        server::{Limits, Options, Server, tunnels::HttpName},
         tls::{self, Identity, Trust},
     },
     wire::relay::{Frame, Kind},
@@ -50,6 +50,8 @@ pub struct Relay {
     pub address: SocketAddr,
     identity: Identity,
     pub drain: Drain,
+    /// The names that it serves, each with its Host header, and those whose clients it awaits.
+    names: Arc<Mutex<(Vec<HttpName>, Vec<String>)>>,
     _ports: Ports,
 }
 
@@ -80,15 +82,19 @@ impl Relay {
         change(&mut options);
         let (identity, drain) = (Identity::generate().unwrap(), Drain::new());
         let (config, of_server) = (identity.relay_config().unwrap(), drain.clone());
+        let names = Arc::<Mutex<_>>::default();
+        let told = names.clone();
         let (server, address) = on_workers(async move {
-            let server = Server::new(options, config, of_server.clone(), |_, _| {});
+            let server = Server::new(options, config, of_server.clone(), move |names, awaited| {
+                *told.lock().unwrap() = (names, awaited);
+            });
             let listener = adit::io::accept::listen(address).unwrap();
             let address = listener.local_addr().unwrap();
             of_server.spawn(server.clone().serve(listener));
             (server, address)
         })
         .await;
-        Self { server, address, identity, drain, _ports: of_relay }
+        Self { server, address, identity, drain, names, _ports: of_relay }
     }
 
     pub fn client(&self, local_port: u16, port: u16) -> client::Options {

@@ -71,6 +71,32 @@ async fn a_client_that_was_killed_has_its_port_and_name_back_at_once() {
 }
 
 #[tokio::test]
+async fn a_name_is_for_keys_that_may_have_it_and_is_served_until_nobody_awaits_its_client() {
+    let relay = relay(&["ana", "bo"], |options| options.keys[1].names = vec!["bo*".into()]).await;
+    let mut bo = Bare::connect(&relay, "bo").await;
+    for (name, refused) in
+        [("ana", "the key may not have the name ana"), ("b.o", "\"b.o\" cannot be a part of a hostname")]
+    {
+        assert_eq!(bo.open(0, Kind::Http, 0, name).await.unwrap_err(), refused);
+    }
+    assert_eq!(bo.open(0, Kind::Http, 0, "Bob=localhost:3000").await, Ok(0));
+    let name = HttpName { name: "bob".into(), host: Some("localhost:3000".into()) };
+    assert_eq!(*relay.names.lock().unwrap(), (vec![name.clone()], Vec::new()));
+    drop(bo);
+    let lost = (Vec::new(), vec!["bob".to_owned()]);
+    eventually("its client is awaited", || async { *relay.names.lock().unwrap() == lost }).await;
+    // A client that returns ends the wait, also with other letters; one that says goodbye is not awaited.
+    let mut back = Bare::connect(&relay, "bo").await;
+    assert_eq!(back.open(0, Kind::Http, 0, "BOB=localhost:3000").await, Ok(0));
+    assert_eq!(*relay.names.lock().unwrap(), (vec![name], Vec::new()));
+    send(&mut back.tls, &[Frame::Goodbye { reason: String::new() }]).await.unwrap();
+    eventually("the name is free", || async { *relay.names.lock().unwrap() == Default::default() }).await;
+    let nameless = Relay::start(|_| {}).await;
+    let refused = Bare::connect(&nameless, "default").await.open(0, Kind::Http, 0, "web").await.unwrap_err();
+    assert_eq!(refused, "this relay has no domain for names");
+}
+
+#[tokio::test]
 async fn visitors_wait_for_a_client_that_was_lost() {
     let relay = relay(&["ana", "bo"], |_| {}).await;
     let mut lost = Bare::connect(&relay, "ana").await;
