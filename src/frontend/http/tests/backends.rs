@@ -367,20 +367,56 @@ async fn at_its_limit_of_streams_a_backend_gets_another_connection() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_http2_connection_that_nobody_uses_is_closed() {
-    let open = Arc::new(AtomicUsize::new(0));
+/// Returns a world, and the number of open connections to its pod.
+fn counted(
+    speaks: Scheme,
+    answer: impl Fn(Request<Incoming>) -> Answered + Send + Sync + 'static,
+) -> (World, Arc<AtomicUsize>) {
+    let (open, answer) = (Arc::<AtomicUsize>::default(), Arc::new(answer));
     let counted = open.clone();
-    let serve = move |_: Arc<Pod>, stream: DuplexStream| {
-        let open = counted.clone();
+    let serve = move |pod, stream| {
+        let (open, answer) = (counted.clone(), answer.clone());
         open.fetch_add(1, Ordering::SeqCst);
         tokio::spawn(async move {
-            let service = service_fn(async |_: Request<Incoming>| Ok::<_, io::Error>(Response::new(body_of("ok"))));
-            let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+            serve_pod(pod, stream, answer).await;
             open.fetch_sub(1, Ordering::SeqCst);
         });
     };
-    let world = World::over(Scheme::H2c, Box::new(serve));
+    (World::over(speaks, Box::new(serve)), open)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http1_connection_that_nobody_uses_is_closed_before_the_server_does_it() {
+    let (world, open) = counted(Scheme::Http, show_headers);
+    for _ in 0..3 {
+        world.exchange(&asking("GET")).await;
+        sleep(Duration::from_secs(3)).await;
+        assert_eq!((open.load(Ordering::SeqCst), world.connections()), (1, 1), "it is used again and again");
+    }
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(open.load(Ordering::SeqCst), 0, "Node.js closes after 5 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unused_connection_is_closed_when_its_pod_leaves_or_adit_drains() {
+    for speaks in [Scheme::Http, Scheme::H2c] {
+        for drains in [false, true] {
+            let (world, open) = counted(speaks, show_headers);
+            world.exchange(&asking("GET")).await;
+            assert_eq!(open.load(Ordering::SeqCst), 1);
+            match drains {
+                true => world.drain.start(),
+                false => world.pod.placements.lock().unwrap()[0].leave(),
+            }
+            sleep(Duration::from_millis(1_500)).await;
+            assert_eq!(open.load(Ordering::SeqCst), 0, "{speaks:?}, drains: {drains}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http2_connection_that_nobody_uses_is_closed() {
+    let (world, open) = counted(Scheme::H2c, show_headers);
     let get = async || {
         let answer = world.exchange(&asking("GET")).await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
