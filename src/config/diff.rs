@@ -192,12 +192,14 @@ mod tests {
             ("", "http: {idle_timeout: 1s}", &["http.idle_timeout"]),
             ("", "http: {proxy_protocol: require, trusted_proxies: [10.0.0.1]}", &["http.proxy_protocol"]),
             ("", "http: {k8s: {dynamic_host: a.test}}", &["http.k8s.dynamic_host"]),
+            ("", "http: {k8s: {kubeconfig: /a}}", &["http.k8s.kubeconfig"]),
             (
                 "http: {k8s: {routes: {a: {service: x}}}}",
                 "http: {k8s: {routes: {a: {service: x, verify: true}}}}",
                 &["http.k8s.routes.a"],
             ),
             ("", "tcp: {idle_timeout: 1s}", &["tcp.idle_timeout"]),
+            ("", "tcp: {proxy_protocol: require, trusted_proxies: [10.0.0.1]}", &["tcp.proxy_protocol"]),
             ("", "tcp: {k8s: {kubeconfig: /a}}", &["tcp.k8s.kubeconfig"]),
             (
                 "tcp: {k8s: {routes: {1: {service: x}}}}",
@@ -216,6 +218,12 @@ mod tests {
             ),
             ("", &format!("{sni}}}"), &["+sni"]),
             (&format!("{sni}}}"), "", &["-sni"]),
+            (&format!("{sni}}}"), "sni: {listen: \"127.0.0.1:2\"}", &["sni.listen"]),
+            (
+                &format!("{sni}}}"),
+                &format!("{sni}proxy_protocol: require, trusted_proxies: [10.0.0.1]}}"),
+                &["sni.proxy_protocol"],
+            ),
             (&format!("{sni}}}"), &format!("{sni}allow_commands: true}}"), &["sni.allow_commands"]),
             (
                 &format!("{sni}routes: {{a.test: {{command: {{run: [a, \"{{port}}\"]}}}}}}}}"),
