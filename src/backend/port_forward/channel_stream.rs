@@ -237,6 +237,50 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn after_the_clients_fin_it_closes_when_the_pod_has_been_silent() {
+        let second = Duration::from_secs(1);
+        for (asks, answered_after, wanted) in [
+            (false, None, HOLD_UNUSED),
+            (true, None, HOLD_UNANSWERED),
+            (true, Some(Duration::ZERO), HOLD_ANSWERED),
+            // Each answer starts the time again.
+            (true, Some(second), second + HOLD_ANSWERED),
+        ] {
+            let (mut stream, mut node) = stream(&fate());
+            if asks {
+                stream.write_all(b"ask").await.unwrap();
+                let _ = node.read(&mut [0; 64]).await.unwrap();
+            }
+            stream.shutdown().await.unwrap();
+            let began = Instant::now();
+            let node = async {
+                if let Some(after) = answered_after {
+                    tokio::time::sleep(after).await;
+                    say(&mut node, &[(Opcode::Binary, b"\0\x50\0answer")]).await;
+                }
+                let mut frame = [0; 6];
+                // Its pings come first: a header and a mask of 6 bytes, and the payload.
+                while frame[0] != 0x88 {
+                    node.read_exact(&mut frame).await.unwrap();
+                    let mut payload = vec![0; usize::from(frame[1] & 0x7f)];
+                    node.read_exact(&mut payload).await.unwrap();
+                    if frame[0] == 0x89 {
+                        say(&mut node, &[(Opcode::Pong, &payload)]).await;
+                    }
+                }
+                let took = began.elapsed();
+                say(&mut node, &[(Opcode::Close, CLOSE_1000)]).await;
+                took
+            };
+            let mut answer = Vec::new();
+            let closing = futures::future::join(node, stream.read_to_end(&mut answer));
+            let (took, end) = timeout(Duration::from_secs(60), closing).await.expect("it closes");
+            end.unwrap();
+            assert_eq!(took.as_millis() / 10, wanted.as_millis() / 10);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_writer_waits_for_a_node_that_does_not_read() {
         let (mut stream, _node) = stream(&fate());
         let writing = timeout(Duration::from_secs(5), stream.write_all(&[7; 4 << 20]));
