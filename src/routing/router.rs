@@ -519,5 +519,17 @@ mod tests {
         let target = with.tcp("127.0.0.1:5432".parse().unwrap()).unwrap().target;
         assert!(with.leads_to(&target));
         assert!(!router("").leads_to(&target));
+        let jump = router("tcp: {k8s: {jump: {1: {via: {pod: p}, target: {host: a, port: 1}}}}}\n");
+        let target = jump.tcp("127.0.0.1:1".parse().unwrap()).unwrap().target;
+        assert!(jump.leads_to(&target) && !router("").leads_to(&target), "no dynamic name is a jump");
+        // In a context without dynamic names, the routes alone lead there.
+        let closed = "contexts: {p: {name: Prod, dynamic: deny}}\n";
+        let sni = "sni: {listen: \"127.0.0.1:0\", routes: {a.test: {k8s: {service: x, context: p}}, \
+                   b.test: {command: {run: [ssh, \"{port}\"]}}}}\n";
+        let with = router(&format!("{closed}{sni}"));
+        for name in ["a.test", "b.test"] {
+            let (route, _) = with.sni(name).unwrap();
+            assert!(with.leads_to(&route.target) && !router(closed).leads_to(&route.target), "{name}");
+        }
     }
 }
