@@ -43,6 +43,9 @@ const HTTP2_IS_WANTED: [&str; 1] = [
 /// How long adit does not try other protocols again after a backend spoke none of them.
 const ASKED_AGAIN: Duration = Duration::from_secs(60);
 
+/// How long an answer proves that a backend speaks a protocol, while others get none. A rolling update is over in about this time.
+const STILL_SPOKEN: Duration = Duration::from_secs(5);
+
 /// Protocol that a request needs on the connection to the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asks {
@@ -101,6 +104,8 @@ struct Learned {
     session: Weak<Endpoint>,
     grpc: Option<Scheme>,
     other: Option<Scheme>,
+    /// Last answer in `grpc` or `other`.
+    answered: Instant,
     /// Advice for the user if the port's hint is wrong.
     wrong: Option<String>,
     /// When adit last found that a backend without an answer speaks no other protocol either.
@@ -138,9 +143,12 @@ impl Protocols {
         if !all.get(&route.target).is_some_and(|learned| learned.is_of(endpoint)) {
             all.retain(|_, learned| learned.session.strong_count() > 0);
             let session = Arc::downgrade(endpoint);
-            all.insert(route.target.clone(), Learned { session, grpc: None, other: None, wrong: None, in_vain: None });
+            let answered = Instant::now();
+            let learned = Learned { session, grpc: None, other: None, answered, wrong: None, in_vain: None };
+            all.insert(route.target.clone(), learned);
         }
         let Some(learned) = all.get_mut(&route.target) else { return };
+        learned.answered = Instant::now();
         let of_kind = if asks == Asks::Grpc { &mut learned.grpc } else { &mut learned.other };
         if of_kind.replace(scheme) == Some(scheme) || asks == Asks::Grpc {
             return;
@@ -150,6 +158,14 @@ impl Protocols {
         if let Some(wrong) = &learned.wrong {
             warn!(target = %route.target, "{wrong}");
         }
+    }
+
+    /// Returns whether a backend has just answered in the protocol that adit knows. Then silence is a failure, and no sign of
+    /// another protocol: a port may speak several.
+    pub fn is_still_spoken(&self, route: &Route, endpoint: &Arc<Endpoint>) -> bool {
+        let all = self.lock();
+        let learned = all.get(&route.target).filter(|learned| learned.is_of(endpoint));
+        learned.is_some_and(|learned| learned.answered.elapsed() < STILL_SPOKEN)
     }
 
     /// Records that a backend that answered before, and now does not, speaks no other protocol.

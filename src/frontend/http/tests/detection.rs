@@ -365,3 +365,43 @@ async fn a_lost_request_is_no_sign_of_another_protocol() {
         assert!(world.front.protocols().wrong_hints().is_empty(), "{what}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_fails_at_times_keeps_its_protocol() {
+    // As a Go handler that panics does, the pod closes without an answer.
+    let server = Server { speaks: &[Scheme::Http, Scheme::H2c], refusal: b"" };
+    let failures = Arc::new(AtomicUsize::new(0));
+    let left = failures.clone();
+    let serve = move |pod, mut stream: DuplexStream| {
+        let left = left.clone();
+        drop(tokio::spawn(async move {
+            let mut first = Vec::new();
+            while sniff(&first) == Sniff::NeedMore && stream.read_buf(&mut first).await.is_ok_and(|count| count > 0) {}
+            let takes_one = |left: usize| left.checked_sub(1);
+            if sniff(&first) == Sniff::Is(Protocol::Http1)
+                && left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, takes_one).is_ok()
+            {
+                return;
+            }
+            accept(pod, Prefixed::new(first.into(), stream), server).await;
+        }));
+    };
+    let world = World::routed("port: 8000", port(8000, Some("http")), Scheme::Http, Box::new(serve));
+    // The streamed body needs a new connection each time.
+    let delete = || request("DELETE", streamed(2, 700));
+    assert_eq!(over_http1(&world, delete()).await.1, "http");
+    for _ in 0..3 {
+        failures.store(4, Ordering::SeqCst);
+        assert_eq!(over_http1(&world, delete()).await.0, 200);
+        failures.store(0, Ordering::SeqCst);
+        assert_eq!(over_http1(&world, delete()).await.1, "http");
+        assert!(world.front.protocols().wrong_hints().is_empty());
+    }
+    // Another version may speak only the other protocol.
+    failures.store(usize::MAX, Ordering::SeqCst);
+    assert_eq!(over_http1(&world, delete()).await.1, "h2c");
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    for next in [delete(), request("POST", body_of("order"))] {
+        assert_eq!(over_http1(&world, next).await.1, "h2c");
+    }
+}

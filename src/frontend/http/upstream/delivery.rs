@@ -60,6 +60,8 @@ pub struct Delivery<'a> {
     choice: Choice,
     /// The backend had answered in this protocol before the request.
     was_known: bool,
+    /// The backend left the request without an answer in a protocol that it still speaks.
+    is_substitute: bool,
     attempts: Attempts,
     turns: usize,
     retries: u32,
@@ -90,6 +92,7 @@ impl<'a> Delivery<'a> {
             head: Request::from_parts(head, ()),
             body: Kept::new(body, waits_for_100),
             was_known: choice.is_known,
+            is_substitute: false,
             choice,
             attempts: Attempts::default(),
             turns: 0,
@@ -217,7 +220,9 @@ impl<'a> Delivery<'a> {
             }
         }
         opened.sender.heard().know();
-        self.upstreams.protocols.learn(self.way.route, &self.endpoint, self.way.asks, key.scheme);
+        if !self.is_substitute {
+            self.upstreams.protocols.learn(self.way.route, &self.endpoint, self.way.asks, key.scheme);
+        }
         let (scheme, pod, retries) = (key.scheme, opened.placement.pod().clone(), self.retries);
         let returning = match unsent {
             Some(unsent) => Some(Returning::unsent(unsent)),
@@ -282,7 +287,11 @@ impl<'a> Delivery<'a> {
         let protocols = &self.upstreams.protocols;
         let is_known = self.was_known && protocols.was_asked_in_vain(self.way.route, &self.endpoint);
         match self.turn(if asks_first || is_known { &[] } else { others }).await {
-            Some(turned) => self.send_in(turned, is_unread),
+            Some(turned) => {
+                self.is_substitute =
+                    is_silent && self.was_known && protocols.is_still_spoken(self.way.route, &self.endpoint);
+                self.send_in(turned, is_unread)
+            }
             None => {
                 if !asks_first && !others.is_empty() {
                     self.upstreams.protocols.asked_in_vain(self.way.route, &self.endpoint);
