@@ -405,3 +405,36 @@ async fn a_backend_that_fails_at_times_keeps_its_protocol() {
         assert_eq!(over_http1(&world, next).await.1, "h2c");
     }
 }
+
+#[tokio::test]
+async fn the_error_of_a_failing_backend_is_that_of_its_protocol() {
+    // As Go does for a handler that panics: HTTP/1 ends, and HTTP/2 resets the stream.
+    let is_failing = Arc::new(AtomicBool::new(false));
+    let fails = is_failing.clone();
+    let serve = move |pod, mut stream: DuplexStream| {
+        let fails = fails.load(Ordering::SeqCst);
+        drop(tokio::spawn(async move {
+            let mut first = Vec::new();
+            while sniff(&first) == Sniff::NeedMore && stream.read_buf(&mut first).await.is_ok_and(|count| count > 0) {}
+            match sniff(&first) {
+                Sniff::Is(Protocol::Http1) if fails => {}
+                Sniff::Is(Protocol::Http2) => {
+                    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+                    let reset = [0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 2];
+                    stream.write_all(&settings).await.unwrap();
+                    let is_headers = |bytes: &[u8]| bytes.windows(6).any(|frame| frame == [1, 4, 0, 0, 0, 1]);
+                    while !is_headers(&first) && stream.read_buf(&mut first).await.is_ok_and(|count| count > 0) {}
+                    stream.write_all(&reset).await.unwrap();
+                    while stream.read_buf(&mut first).await.is_ok_and(|count| count > 0) {}
+                }
+                _ => accept(pod, Prefixed::new(first.into(), stream), Server { speaks: HTTP, refusal: b"" }).await,
+            }
+        }));
+    };
+    let world = World::routed("port: 8000", port(8000, Some("http")), Scheme::Http, Box::new(serve));
+    let delete = || request("DELETE", streamed(2, 700));
+    assert_eq!(over_http1(&world, delete()).await.1, "http");
+    is_failing.store(true, Ordering::SeqCst);
+    let (status, _, page) = over_http1(&world, delete()).await;
+    assert!(status == 502 && page.contains("closed the connection before it had answered"), "{page}");
+}

@@ -60,8 +60,8 @@ pub struct Delivery<'a> {
     choice: Choice,
     /// The backend had answered in this protocol before the request.
     was_known: bool,
-    /// The backend left the request without an answer in a protocol that it still speaks.
-    is_substitute: bool,
+    /// Why the request has no answer in the protocol that the backend still speaks; another attempt is in another one.
+    lost: Option<RequestError>,
     attempts: Attempts,
     turns: usize,
     retries: u32,
@@ -92,7 +92,7 @@ impl<'a> Delivery<'a> {
             head: Request::from_parts(head, ()),
             body: Kept::new(body, waits_for_100),
             was_known: choice.is_known,
-            is_substitute: false,
+            lost: None,
             choice,
             attempts: Attempts::default(),
             turns: 0,
@@ -220,7 +220,7 @@ impl<'a> Delivery<'a> {
             }
         }
         opened.sender.heard().know();
-        if !self.is_substitute {
+        if self.lost.is_none() {
             self.upstreams.protocols.learn(self.way.route, &self.endpoint, self.way.asks, key.scheme);
         }
         let (scheme, pod, retries) = (key.scheme, opened.placement.pod().clone(), self.retries);
@@ -288,15 +288,16 @@ impl<'a> Delivery<'a> {
         let is_known = self.was_known && protocols.was_asked_in_vain(self.way.route, &self.endpoint);
         match self.turn(if asks_first || is_known { &[] } else { others }).await {
             Some(turned) => {
-                self.is_substitute =
-                    is_silent && self.was_known && protocols.is_still_spoken(self.way.route, &self.endpoint);
+                if is_silent && self.was_known && protocols.is_still_spoken(self.way.route, &self.endpoint) {
+                    self.lost = Some(failed.error);
+                }
                 self.send_in(turned, is_unread)
             }
             None => {
                 if !asks_first && !others.is_empty() {
                     self.upstreams.protocols.asked_in_vain(self.way.route, &self.endpoint);
                 }
-                Next::Break(Err(failed.error))
+                Next::Break(Err(self.lost.take().unwrap_or(failed.error)))
             }
         }
     }
