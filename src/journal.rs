@@ -63,27 +63,44 @@ pub struct Journal {
 
 #[derive(Default)]
 struct Entries {
-    kept: VecDeque<Entry>,
+    kept: VecDeque<Kept>,
     next: u64,
-    /// Bytes of all recorded heads.
+    /// Sum of [`Kept::heads`].
     heads: usize,
 }
 
+struct Kept {
+    entry: Entry,
+    /// Counted bytes of its heads. The response's is added after the entry, and counts from the next change on.
+    heads: usize,
+}
+
+impl Kept {
+    /// Counts the heads again. `heads`: the sum over all entries.
+    fn count(&mut self, heads: &mut usize) {
+        *heads -= self.heads;
+        self.heads = self.entry.exchange.as_ref().map_or(0, |exchange| exchange.size());
+        *heads += self.heads;
+    }
+}
+
 impl Entries {
+    /// Returns the entry with this id.
+    fn get_mut(&mut self, id: u64) -> Option<&mut Kept> {
+        let at = self.kept.partition_point(|kept| kept.entry.id < id);
+        self.kept.get_mut(at).filter(|kept| kept.entry.id == id)
+    }
+
     /// Drops the heads of the oldest entries until the rest is within [`MOST_OF_HEADS`].
     fn make_room(&mut self) {
         let mut kept = self.kept.iter_mut();
         while self.heads > MOST_OF_HEADS
             && let Some(oldest) = kept.next()
         {
-            self.heads -= size(oldest);
-            oldest.exchange = None;
+            oldest.entry.exchange = None;
+            oldest.count(&mut self.heads);
         }
     }
-}
-
-fn size(entry: &Entry) -> usize {
-    entry.exchange.as_ref().map_or(0, |exchange| exchange.size())
 }
 
 impl Default for Journal {
@@ -137,30 +154,34 @@ impl Journal {
     }
 
     fn keep(&self, mut entry: Entry) -> u64 {
-        let mut entries = self.entries.lock().expect("no panic while the lock is held");
+        let entries = &mut *self.entries.lock().expect("no panic while the lock is held");
         entries.next += 1;
         (entry.id, entry.version) = (entries.next, self.next_version());
         let id = entry.id;
         if entries.kept.len() >= MOST_ENTRIES {
             // Evict the oldest entry that has ended, before any that is in progress.
-            let oldest = entries.kept.iter().position(|entry| entry.took.is_some()).unwrap_or(0);
+            let oldest = entries.kept.iter().position(|kept| kept.entry.took.is_some()).unwrap_or(0);
             let removed = entries.kept.remove(oldest);
-            entries.heads -= removed.as_ref().map_or(0, size);
+            entries.heads -= removed.map_or(0, |removed| removed.heads);
         }
-        entries.heads += size(&entry);
-        entries.kept.push_back(entry);
+        let mut kept = Kept { entry, heads: 0 };
+        kept.count(&mut entries.heads);
+        entries.kept.push_back(kept);
         entries.make_room();
         id
     }
 
     fn replace(&self, changed: Entry) {
-        let mut entries = self.entries.lock().expect("no panic while the lock is held");
-        let at = entries.kept.partition_point(|entry| entry.id < changed.id);
-        if let Some(entry) = entries.kept.get_mut(at).filter(|entry| entry.id == changed.id) {
+        let entries = &mut *self.entries.lock().expect("no panic while the lock is held");
+        let mut heads = entries.heads;
+        if let Some(kept) = entries.get_mut(changed.id) {
             // Keep the current heads, or their absence: `make_room` may have dropped them meanwhile.
-            let exchange = entry.exchange.take();
-            *entry = Entry { version: self.next_version(), exchange, ..changed };
+            let exchange = kept.entry.exchange.take();
+            kept.entry = Entry { version: self.next_version(), exchange, ..changed };
+            kept.count(&mut heads);
         }
+        entries.heads = heads;
+        entries.make_room();
     }
 
     fn count(&self, entry: &Entry) {
@@ -181,7 +202,7 @@ impl Journal {
     /// Returns the entries that are new or changed since `version`, newest first, and the current version. 0: all entries.
     pub fn since(&self, version: u64) -> (Vec<Entry>, u64) {
         let entries = self.entries.lock().expect("no panic while the lock is held");
-        let changed = entries.kept.iter().rev().filter(|entry| entry.version > version);
+        let changed = entries.kept.iter().rev().map(|kept| &kept.entry).filter(|entry| entry.version > version);
         (changed.cloned().collect(), self.version.load(Ordering::Relaxed))
     }
 
@@ -191,9 +212,8 @@ impl Journal {
         let entries = self.entries.lock().expect("no panic while the lock is held");
         let is_recent = |entry: &&Entry| entry.began.is_some_and(|began| began.elapsed() < within);
         let mut names: Vec<Box<str>> = Vec::new();
-        for entry in
-            entries.kept.iter().rev().filter(|entry| entry.error.as_deref() == Some(NOT_READY)).filter(is_recent)
-        {
+        let is_in_vain = |entry: &&Entry| entry.error.as_deref() == Some(NOT_READY);
+        for entry in entries.kept.iter().rev().map(|kept| &kept.entry).filter(is_in_vain).filter(is_recent) {
             if names.len() < most && !names.contains(&entry.host) {
                 names.push(entry.host.clone());
             }
@@ -203,9 +223,8 @@ impl Journal {
 
     /// Returns an entry by its id. `None`: evicted, or never added.
     pub fn entry(&self, id: u64) -> Option<Entry> {
-        let entries = self.entries.lock().expect("no panic while the lock is held");
-        let at = entries.kept.partition_point(|entry| entry.id < id);
-        entries.kept.get(at).filter(|entry| entry.id == id).cloned()
+        let mut entries = self.entries.lock().expect("no panic while the lock is held");
+        entries.get_mut(id).map(|kept| kept.entry.clone())
     }
 
     /// Returns the history of a tunnel, or creates it.
@@ -381,10 +400,26 @@ mod tests {
             journal.add(Entry { exchange, ..ended("/") });
         }
         let (entries, _) = journal.since(0);
+        let size = |entry: &Entry| entry.exchange.as_ref().map_or(0, |exchange| exchange.size());
         let kept: usize = entries.iter().map(size).sum();
         assert!(kept <= MOST_OF_HEADS && kept > MOST_OF_HEADS - 16_000, "{kept}");
         assert!(entries[0].exchange.is_some() && entries.last().unwrap().exchange.is_none(), "the newest are kept");
         assert_eq!(journal.entries.lock().unwrap().heads, kept);
+    }
+
+    #[test]
+    fn the_heads_of_an_answer_that_comes_late_are_counted() {
+        let journal = Arc::new(Journal::default());
+        let request = http::Request::new(http_body_util::Empty::<bytes::Bytes>::new());
+        let exchange = Arc::new(exchange::Exchange::of(&request, false));
+        let mut slow = journal.begin(Entry { exchange: Some(exchange.clone().into()), ..Entry::new(Kind::Http) });
+        let headers = [(http::header::SERVER, "x".repeat(10_000).parse().unwrap())].into_iter().collect();
+        assert!(exchange.response.set(exchange::Head::of(&headers)).is_ok());
+        slow.change(|entry| entry.status = Some(200));
+        assert!(journal.entries.lock().unwrap().heads > 10_000);
+        drop(slow);
+        (0..MOST_ENTRIES).for_each(|_| journal.add(ended("/")));
+        assert_eq!(journal.entries.lock().unwrap().heads, 0);
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! Logging: format, filter, colour, and the text of errors.
+//! Logging: format, filter, colour, the text of errors, and what programs say.
 
 mod lines;
+pub mod said;
 
 use std::io::IsTerminal;
 

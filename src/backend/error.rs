@@ -99,10 +99,16 @@ impl From<StreamFault> for io::Error {
 pub enum ConnectError {
     /// This attempt failed, but the session takes others. The caller gets the error at once.
     #[error(transparent)]
-    Retry(#[from] StreamFault),
+    Retry(OpenError),
     /// The session takes no new streams: [`Session::closed`](super::Session::closed) has resolved. Another session may.
     #[error(transparent)]
     Over(CloseReason),
+}
+
+impl From<StreamFault> for ConnectError {
+    fn from(fault: StreamFault) -> Self {
+        Self::Retry(fault.into())
+    }
 }
 
 /// Why a session takes no new streams.

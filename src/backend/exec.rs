@@ -55,6 +55,9 @@ use crate::{
 /// Timeout of the check for a program. A healthy node answers it at once.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Pause after an exec that the API server or the node could not do at that moment.
+const PAUSE: Duration = Duration::from_millis(250);
+
 /// Program of a container, by pod UID, container and configured method.
 type Programs = Mutex<HashMap<(String, Option<Label>, JumpMethod), Program>>;
 
@@ -291,7 +294,16 @@ impl JumpSession {
             Err(error) => {
                 let reason = match error {
                     UpgradeError::PodGone(detail) => CloseReason::PodGone { detail },
-                    UpgradeError::Cluster(error) => CloseReason::Lost { detail: error.to_string() },
+                    UpgradeError::Cluster(error) => {
+                        let error = OpenError::from(error);
+                        let pause = error.retry_after().unwrap_or_default().max(PAUSE);
+                        // The next session would fail as well, for example without permission.
+                        if pause > error.patience() {
+                            return Err(ConnectError::Retry(error));
+                        }
+                        sleep(pause).await;
+                        CloseReason::Lost { detail: error.to_string() }
+                    }
                 };
                 self.placement.leave();
                 self.closed.send_replace(Some(reason.clone()));

@@ -45,6 +45,8 @@ use super::{
 /// Maximum for `workers`. More threads than any machine has cores would only wait for each other.
 pub const MOST_WORKERS: usize = 1024;
 
+const SAME_HOST: &str = "this host has a route already: upper and lower case are the same, and so is a dot at the end";
+
 /// Loads a file.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! `/etc/hosts` gives single names the address of this machine: the hosts of routes without a wildcard. Every resolver reads it
 //! before it asks DNS servers, even if adit does not run. Names below these keep their public addresses.
 //!
-//! adit's lines are at the start of the file, so removing them restores it byte for byte.
+//! adit writes its lines at the start of the file, and finds them anywhere in it. Removing them restores it byte for byte.
 
 use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
 
@@ -23,6 +23,7 @@ pub fn parts(system: &System, act: Act) -> Vec<Part> {
         Err(error) => return names.into_iter().map(|name| part(name, failed(&file, &error))).collect(),
     };
     let (ours, others) = split(&text);
+    let others = &others;
     let wanted = match act {
         Act::Uninstall => String::new(),
         Act::Install | Act::Look => lines(system, others),
@@ -53,11 +54,12 @@ fn by() -> String {
     "the hosts file".to_owned()
 }
 
-/// Returns adit's lines, and all others.
-fn split(text: &str) -> (&str, &str) {
-    match text.starts_with(BEGIN).then(|| text.split_once(END)).flatten() {
-        Some((ours, others)) => (&text[..ours.len() + END.len()], others),
-        None => ("", text),
+/// Returns adit's lines, and all others. Other programs may have written lines before them.
+fn split(text: &str) -> (&str, String) {
+    let begin = text.match_indices(BEGIN).map(|(at, _)| at).find(|at| *at == 0 || text[..*at].ends_with('\n'));
+    match begin.and_then(|begin| Some(begin..begin + text[begin..].find(END)? + END.len())) {
+        Some(ours) => (&text[ours.clone()], [&text[..ours.start], &text[ours.end..]].concat()),
+        None => ("", text.to_owned()),
     }
 }
 
@@ -142,6 +144,22 @@ mod tests {
         let gone = system(root.path(), &[]);
         assert_eq!(parts(&gone, Act::Uninstall).len(), 2, "those of routes that are gone");
         assert_eq!(read(), BEFORE);
+    }
+
+    #[test]
+    fn lines_that_others_write_first_hide_nothing() {
+        let root = root();
+        let (file, ours) = (root.path().join(FILE), system(root.path(), &["shop.test"]));
+        for act in [Act::Install, Act::Uninstall] {
+            parts(&ours, Act::Install);
+            let others = format!("127.0.0.1 vpn.test\n{}", fs::read_to_string(&file).unwrap());
+            fs::write(&file, others).unwrap();
+            assert_eq!(states(parts(&ours, Act::Look)), [State::Asks(by())]);
+            parts(&ours, act);
+            assert_eq!(fs::read_to_string(&file).unwrap().matches(BEGIN).count(), usize::from(act == Act::Install));
+        }
+        let left = fs::read_to_string(&file).unwrap();
+        assert_eq!(left, format!("127.0.0.1 vpn.test\n127.0.0.1 vpn.test\n{BEFORE}"));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
+    sync::{Arc, LazyLock, Mutex},
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::{
@@ -98,7 +98,7 @@ impl Inner {
         for passed in self.second.max(now.saturating_sub(RECENT_SECONDS as u64)) + 1..=now {
             self.seconds[place(passed)] = 0;
         }
-        // If the clock is set back, the last second goes on counting.
+        // The clock is read before the lock is taken, so a later second may come first.
         self.second = self.second.max(now);
         place(self.second)
     }
@@ -147,7 +147,7 @@ impl History {
         let mut inner = self.0.lock().expect("no panic while the lock is held");
         inner.requests += 1;
         inner.errors += u64::from(is_error);
-        let second = inner.second(seconds());
+        let second = inner.second(uptime());
         inner.seconds[second] += 1;
         let minute = minute();
         let slot = &mut inner.minutes[(minute % RECENT_MINUTES as u64) as usize];
@@ -182,7 +182,7 @@ impl History {
     /// Returns how many requests ended in each of the last seconds, oldest first, without the current one.
     pub fn per_second(&self) -> Vec<u32> {
         let mut inner = self.0.lock().expect("no panic while the lock is held");
-        let present = inner.second(seconds());
+        let present = inner.second(uptime());
         (1..=RECENT_SECONDS)
             .map(|after| inner.seconds[(present + after) % RECENT_SECONDS])
             .take(RECENT_SECONDS - 1)
@@ -206,11 +206,13 @@ impl History {
 }
 
 fn minute() -> u64 {
-    seconds() / 60
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs() / 60)
 }
 
-fn seconds() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+/// Returns a second of a clock that nobody sets: it starts with the first request.
+fn uptime() -> u64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed().as_secs()
 }
 
 #[cfg(test)]

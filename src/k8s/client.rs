@@ -101,13 +101,16 @@ fn hangs(id: &ClusterId) -> ClusterError {
     }
 }
 
+/// Maximum number of different missing permissions that are logged.
+const MOST_SAID: usize = 256;
+
 /// One cluster as one user: the API client, and the settings for upgrades.
 pub struct Cluster {
     pub context: ContextName,
     /// See [`Self::kubectl`].
     kubectl: String,
     pub client: kube::Client,
-    /// Client for watches, which start no sign-in.
+    /// Client for watches and other requests that no client waits for: they start no sign-in.
     pub watches: kube::Client,
     /// Connector for upgrades, which each need their own connection.
     pub(super) connector: Connector,
@@ -344,9 +347,11 @@ impl Cluster {
         &self.kubectl
     }
 
-    /// Returns whether this is the first call with `text`, so that a missing permission is logged once.
+    /// Returns whether this is the first call with `text`, so that a missing permission is logged once. Returns `false` for
+    /// more than [`MOST_SAID`] texts: made-up names of namespaces must not fill the memory or the log.
     pub(super) fn is_first(&self, text: &str) -> bool {
-        self.said.lock().expect("no panic while the lock is held").insert(text.to_owned())
+        let mut said = self.said.lock().expect("no panic while the lock is held");
+        said.len() < MOST_SAID && said.insert(text.to_owned())
     }
 
     /// Returns the user of the requests.

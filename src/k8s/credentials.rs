@@ -3,7 +3,6 @@
 pub mod exec;
 pub mod exec_credential;
 pub mod oidc;
-pub mod said;
 pub mod token_file;
 
 use std::{

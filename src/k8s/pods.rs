@@ -33,9 +33,10 @@ const SERVES: Duration = Duration::from_secs(15);
 
 /// Waits until the pod with this UID does not exist, or has no running container and gets none.
 ///
-/// Asks the API server again and again, instead of watching: `get pods` is a permission that every user of adit has.
+/// Asks the API server again and again, instead of watching: `get pods` is a permission that every user of adit has. Starts
+/// no sign-in, because nobody waits for it.
 pub async fn wait_for_end(cluster: &Cluster, namespace: &Namespace, name: &Subdomain, uid: &str) {
-    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
+    let api: Api<Pod> = Api::namespaced(cluster.watches.clone(), namespace);
     loop {
         let pause = match cluster.ask("looking up the pod", namespace, api.get(name)).await {
             Ok(pod) if !uid.is_empty() && pod.metadata.uid.as_deref() != Some(uid) => return,

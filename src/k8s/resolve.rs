@@ -107,7 +107,7 @@ pub async fn ports_of(
     service: &str,
     wanted: &PortRef,
 ) -> Result<Ports, ClusterError> {
-    let lookup = Lookup { cluster, namespace: namespace.clone() };
+    let lookup = Lookup { cluster, client: &cluster.client, namespace: namespace.clone() };
     let what = format!("service {namespace}/{service}");
     let spec = match lookup.get::<Service>(&what, service).await {
         Ok(service) => service.spec.unwrap_or_default(),
@@ -128,7 +128,8 @@ async fn follow_aliases(
     workload: &Workload,
     port: Option<&PortRef>,
 ) -> Result<Resolution, ClusterError> {
-    let (mut lookup, mut workload) = (Lookup { cluster, namespace: namespace.clone() }, workload.clone());
+    let (mut lookup, mut workload) =
+        (Lookup { cluster, client: &cluster.client, namespace: namespace.clone() }, workload.clone());
     let mut port = port.cloned();
     let mut is_alias = false;
     for _ in 0..=MOST_ALIASES {
@@ -154,24 +155,14 @@ async fn follow_aliases(
     Err(lookup.unsupported(&lookup.what(&workload), &why, None))
 }
 
-/// Returns the pods in slices, and the pods behind addresses for which slices name no pod.
+/// Returns the pods in slices, and the pods behind addresses for which slices name no pod. For watches: starts no sign-in.
 pub(super) async fn of_slices(
     cluster: &Cluster,
     namespace: &Namespace,
     slices: impl IntoIterator<Item = &EndpointSlice>,
     port: &PodPort,
 ) -> Result<Reachable, ClusterError> {
-    let lookup = Lookup { cluster, namespace: namespace.clone() };
-    let InSlices { mut pods, addresses } = endpoints::in_slices(slices, port, namespace);
-    if !addresses.is_empty() {
-        match lookup.pods_at(&addresses).await {
-            Ok(found) => pods.extend(found),
-            // Without the permission to list pods, the user still gets the pods that the slices name.
-            Err(error @ ClusterError::Forbidden { .. }) if !pods.is_empty() => lookup.tell_once(&error),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(Reachable::ready(pods))
+    Lookup { cluster, client: &cluster.watches, namespace: namespace.clone() }.of_slices(slices, port).await
 }
 
 enum Found {
@@ -192,10 +183,28 @@ enum Told {
 
 struct Lookup<'a> {
     cluster: &'a Cluster,
+    client: &'a kube::Client,
     namespace: Namespace,
 }
 
 impl Lookup<'_> {
+    async fn of_slices(
+        &self,
+        slices: impl IntoIterator<Item = &EndpointSlice>,
+        port: &PodPort,
+    ) -> Result<Reachable, ClusterError> {
+        let InSlices { mut pods, addresses } = endpoints::in_slices(slices, port, &self.namespace);
+        if !addresses.is_empty() {
+            match self.pods_at(&addresses).await {
+                Ok(found) => pods.extend(found),
+                // Without the permission to list pods, the user still gets the pods that the slices name.
+                Err(error @ ClusterError::Forbidden { .. }) if !pods.is_empty() => self.tell_once(&error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Reachable::ready(pods))
+    }
+
     async fn service(&self, name: &str, wanted: Option<&PortRef>) -> Result<Found, ClusterError> {
         let what = format!("service {}/{name}", self.namespace);
         // In parallel: one round trip on HTTP/2.
@@ -375,8 +384,8 @@ impl Lookup<'_> {
     /// Returns any ready pod of a Service.
     async fn any_pod(&self, told: &Told) -> Result<Option<Pod>, ClusterError> {
         let reachable = match told {
-            Told::Slices(slices) => of_slices(self.cluster, &self.namespace, &slices.items, &PodPort::Any).await?,
-            Told::Endpoints { slices, .. } => of_slices(self.cluster, &self.namespace, slices, &PodPort::Any).await?,
+            Told::Slices(slices) => self.of_slices(&slices.items, &PodPort::Any).await?,
+            Told::Endpoints { slices, .. } => self.of_slices(slices, &PodPort::Any).await?,
             Told::Selected(selector) => {
                 let all = self.pods_of(selector).await?;
                 return Ok(all.items.into_iter().find(pods::is_ready));
@@ -443,11 +452,11 @@ impl Lookup<'_> {
         Ok(match told {
             Told::Slices(list) => {
                 let (slices, version) = (list.items, list.metadata.resource_version.unwrap_or_default());
-                let reachable = of_slices(self.cluster, &self.namespace, &slices, &port).await?;
+                let reachable = self.of_slices(&slices, &port).await?;
                 (reachable, Source::Slices { service, slices, version, port })
             }
             Told::Endpoints { slices, version } => {
-                let reachable = of_slices(self.cluster, &self.namespace, &slices, &port).await?;
+                let reachable = self.of_slices(&slices, &port).await?;
                 (reachable, Source::Endpoints { service, slices, version, port })
             }
             Told::Selected(selector) => {
@@ -521,7 +530,7 @@ impl Lookup<'_> {
     }
 
     fn api<K: NamespacedKind>(&self) -> Api<K> {
-        Api::namespaced(self.cluster.client.clone(), &self.namespace)
+        Api::namespaced(self.client.clone(), &self.namespace)
     }
 }
 

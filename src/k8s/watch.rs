@@ -153,6 +153,7 @@ async fn objects<K>(
         + Sync
         + 'static,
 {
+    // This client starts no sign-in, for lists neither.
     let api: Api<K> = Api::namespaced(cluster.watches.clone(), namespace);
     let by_name = |objects: Vec<K>| -> BTreeMap<String, K> {
         objects.into_iter().filter_map(|object| Some((object.meta().name.clone()?, object))).collect()

@@ -211,8 +211,9 @@ impl Router {
         };
         let is = |found: Result<Arc<PodTarget>, RouteError>| {
             found.is_ok_and(|mut found| {
-                if target.port == PortRef::Https && found.port == PortRef::Auto {
-                    Arc::make_mut(&mut found).port = PortRef::Https;
+                // A route without a port has the one of https by https, and any other through the forward proxy.
+                if found.port == PortRef::Auto {
+                    Arc::make_mut(&mut found).port = target.port.clone();
                 }
                 found == *target
             })
@@ -522,8 +523,14 @@ mod tests {
         let jump = router("tcp: {k8s: {jump: {1: {via: {pod: p}, target: {host: a, port: 1}}}}}\n");
         let target = jump.tcp("127.0.0.1:1".parse().unwrap()).unwrap().target;
         assert!(jump.leads_to(&target) && !router("").leads_to(&target), "no dynamic name is a jump");
-        // In a context without dynamic names, the routes alone lead there.
+        // In a context without dynamic names, the routes alone lead there, to any port through the forward proxy.
         let closed = "contexts: {p: {name: Prod, dynamic: deny}}\n";
+        let with = router(&format!("{closed}http: {{k8s: {{routes: {{a.test: {{service: x, context: p}}}}}}}}\n"));
+        let mut target = with.http("a.test").unwrap().target;
+        if let Target::Pods(pods) = &mut target {
+            Arc::make_mut(pods).port = PortRef::Number(9000.try_into().unwrap());
+        }
+        assert!(with.leads_to(&target) && !router(closed).leads_to(&target));
         let sni = "sni: {listen: \"127.0.0.1:0\", routes: {a.test: {k8s: {service: x, context: p}}, \
                    b.test: {command: {run: [ssh, \"{port}\"]}}}}\n";
         let with = router(&format!("{closed}{sni}"));

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{
     BUDGET, SLOW_START,
-    stream::TunnelStream,
+    stream::{PAUSE, TunnelStream},
     task::{Running, Tunnel, View},
 };
 use crate::{
@@ -205,20 +205,21 @@ pub(super) async fn connect(
                 tunnel.history.placed(placement.pod());
                 return Ok((stream, placement.of_session(running.replaced.clone()), running));
             }
-            Err(ConnectError::Retry(fault)) => {
-                tunnel.note_error(&fault);
-                return Err(fault.into());
+            Err(ConnectError::Retry(error)) => {
+                tunnel.note_error(&error);
+                return Err(error);
             }
             Err(ConnectError::Over(reason)) => {
                 tunnel.note_error(&reason);
                 // This caller has lost a session before: do not start a command for it again and again.
-                if ended.is_some() && matches!(reason, CloseReason::Command { .. }) {
+                let is_last = Instant::now() >= deadline;
+                if is_last || (ended.is_some() && matches!(reason, CloseReason::Command { .. })) {
                     return Err(OpenError::Stream(StreamFault::from(reason)));
                 }
-                ended = Some(reason);
-                // The tunnel's task has not noticed yet that the session is closed.
-                avoid = Some(running);
-                sleep(Duration::from_millis(1)).await;
+                // The tunnel's task has not noticed yet that the session is closed. The next sessions may end as fast.
+                let pause = if ended.is_none() { Duration::from_millis(1) } else { PAUSE };
+                (ended, avoid) = (Some(reason), Some(running));
+                sleep(pause).await;
             }
         }
     }

@@ -152,6 +152,25 @@ pub struct TunnelSnapshot {
     pub last_error: Option<String>,
 }
 
+/// Guard of a tunnel in the list. Ends the tunnel when its task ends, also by a panic: nobody may wait for it then.
+struct Listed {
+    shared: Arc<Shared>,
+    tunnel: Arc<Tunnel>,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.tunnel.end();
+        let Ok(mut tunnels) = self.shared.tunnels.lock() else { return };
+        tunnels.past.add(&self.tunnel.usage);
+        // A caller may have replaced the ended tunnel by a new one to the same target.
+        if tunnels.by_target.get(&self.tunnel.target).is_some_and(|present| Arc::ptr_eq(present, &self.tunnel)) {
+            tunnels.by_target.remove(&self.tunnel.target);
+            tunnels.same.retain(|_, other| *other != self.tunnel.target);
+        }
+    }
+}
+
 impl Manager {
     /// `drain` tracks the tasks of the tunnels. Once it starts, `acquire` creates no tunnel and returns [`OpenError::Stopped`].
     pub fn new(backend: Arc<dyn Backend>, drain: Drain) -> Self {
@@ -222,16 +241,10 @@ impl Manager {
         let tunnel = Arc::new(tunnel);
         let hold = Hold::new(tunnel.clone()).ok_or(OpenError::Stopped)?;
         tunnels.by_target.insert(target.clone(), tunnel.clone());
-        let shared = self.shared.clone();
+        let listed = Listed { shared: self.shared.clone(), tunnel };
         self.shared.drain.spawn(async move {
-            task::run(tunnel.clone()).await;
-            let mut tunnels = shared.tunnels.lock().expect("no panic while the lock is held");
-            tunnels.past.add(&tunnel.usage);
-            // A caller may have replaced the ended tunnel by a new one to the same target.
-            if tunnels.by_target.get(&tunnel.target).is_some_and(|present| Arc::ptr_eq(present, &tunnel)) {
-                tunnels.by_target.remove(&tunnel.target);
-                tunnels.same.retain(|_, other| *other != tunnel.target);
-            }
+            let listed = listed;
+            task::run(listed.tunnel.clone()).await;
         });
         Ok(hold)
     }

@@ -38,7 +38,9 @@ const SETTLES: Duration = Duration::from_millis(100);
 /// How long a refused stream is retried. A container that restarts in place refuses for 0.5 to 1 s. A longer wait would
 /// make a port without a listener look like a slow one.
 const REFUSED_GRACE: Duration = Duration::from_secs(3);
-const PAUSE: Duration = Duration::from_millis(100);
+
+/// Pause between attempts to open a stream.
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
 /// The next stream while it opens.
 type Moving = BoxFuture<'static, Result<(BoxedIo, Arc<Running>), OpenError>>;
@@ -67,6 +69,8 @@ pub(super) struct Stream {
     end: End,
     is_abandoned: bool,
     moving: Option<Moving>,
+    /// Attempts to move the stream.
+    moves: u32,
     /// The stream has moved, or a waiting writer has room again: the half that did not poll needs a wake-up.
     has_moved: bool,
     opened: Instant,
@@ -104,6 +108,7 @@ impl TunnelStream {
             end: End::Open,
             is_abandoned: false,
             moving: None,
+            moves: 0,
             has_moved: false,
             opened: Instant::now(),
             since: Instant::now(),
@@ -159,8 +164,9 @@ impl Stream {
         self.tunnel.note_error(fault);
         self.tunnel.history.note(Noted::Retried, &fault.to_string());
         // A restarting container or runtime refuses for seconds, and the session still lists its pod: do not retry in a
-        // tight loop.
-        let pauses = is_refused || matches!(fault, StreamFault::Unavailable { .. });
+        // tight loop. A pod that is gone may be listed for a while, too.
+        let pauses = is_refused || matches!(fault, StreamFault::Unavailable { .. }) || self.moves > 0;
+        self.moves += 1;
         let deadline = self.opened + BUDGET + self.tunnel.target.startup_time();
         let Some(hold) = Hold::new(self.tunnel.clone()) else { return Err(error) };
         self.moving = Some(Box::pin(async move {

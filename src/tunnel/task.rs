@@ -151,6 +151,14 @@ impl Leases {
 }
 
 impl Tunnel {
+    /// Ends the tunnel for its callers. A kept-alive connection holds no lease, and a stream whose client does not read
+    /// notices nothing. Both end here, and with them the session that they use.
+    pub(super) fn end(&self) {
+        self.stop.cancel();
+        self.streams.end();
+        self.view.send_replace(View::Over);
+    }
+
     pub fn new(
         target: Target,
         backend: Arc<dyn Backend>,
@@ -279,11 +287,6 @@ pub(super) async fn run(tunnel: Arc<Tunnel>) {
         (state, action) = state.on(event, Instant::now());
         tunnel.view.send_replace(view(&state, &running, &tunnel));
     }
-    // A kept-alive connection holds no lease, and a stream whose client does not read notices nothing. Both end here,
-    // and with them the session that they use.
-    tunnel.stop.cancel();
-    tunnel.streams.end();
-    tunnel.view.send_replace(View::Over);
 }
 
 /// Records an event in the tunnel's history. `while_running` records why a session was lost.

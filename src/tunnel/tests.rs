@@ -44,6 +44,8 @@ struct Scripted {
     refusals: Mutex<VecDeque<ConnectError>>,
     /// Whether streams never finish opening.
     stalls: AtomicBool,
+    /// Whether opening the next session panics.
+    panics: AtomicBool,
 }
 
 struct ScriptedSession {
@@ -60,6 +62,7 @@ impl Backend for Shared {
         Box::pin(async move {
             sleep(self.0.delay).await;
             let number = self.0.opened.fetch_add(1, Ordering::SeqCst) + 1;
+            assert!(!self.0.panics.swap(false, Ordering::SeqCst), "as scripted");
             if let Some(error) = self.0.answers.lock().unwrap().pop_front() {
                 return Err(error);
             }
@@ -514,12 +517,37 @@ async fn a_stream_that_fails_alone_is_told_at_once_and_leaves_the_session() {
     let (manager, backend, _) = manager(Scripted::default());
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
     let fault = StreamFault::Other { detail: "too many open files".into() };
-    backend.refusals.lock().unwrap().push_back(ConnectError::Retry(fault.clone()));
+    backend.refusals.lock().unwrap().push_back(fault.clone().into());
     let started = Instant::now();
     assert_eq!(lease.connect().await.err(), Some(OpenError::Stream(fault)));
     assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
     lease.connect().await.unwrap();
     assert_eq!(backend.opened.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_a_backend_ends_its_tunnel_and_another_takes_its_place() {
+    let (manager, backend, _) = manager(Scripted::default());
+    backend.panics.store(true, Ordering::SeqCst);
+    let started = Instant::now();
+    manager.acquire(&target("s"), IDLE).await.expect("the next tunnel works");
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_that_end_at_once_are_not_replaced_in_a_tight_loop() {
+    let (manager, backend, _) = manager(Scripted::default());
+    let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
+    let gone = || ConnectError::Over(CloseReason::PodGone { detail: "deleted".into() });
+    backend.refusals.lock().unwrap().extend(std::iter::repeat_with(gone).take(100_000));
+    assert!(lease.connect().await.is_err());
+    assert!(backend.opened.load(Ordering::SeqCst) < 200, "{}", backend.opened.load(Ordering::SeqCst));
+    backend.refusals.lock().unwrap().clear();
+    backend.gone_streams.store(100_000, Ordering::SeqCst);
+    let mut stream = lease.connect().await.unwrap();
+    stream.write_all(b"question").await.unwrap();
+    assert!(stream.read(&mut [0; 8]).await.is_err());
+    assert!(backend.opened.load(Ordering::SeqCst) < 400, "{}", backend.opened.load(Ordering::SeqCst));
 }
 
 #[tokio::test(start_paused = true)]

@@ -76,6 +76,29 @@ async fn a_target_that_refuses_resets_the_client_with_what_the_program_said() {
 }
 
 #[tokio::test]
+async fn an_exec_that_is_refused_is_told_at_once_and_one_that_cannot_be_done_is_not_asked_for_without_a_pause() {
+    let app = app("via: {pod: tools-0}, target: {host: tools.shop, port: 7000}, method: socat").await;
+    let faults = app.demo.faults();
+    let fails = async || {
+        let (before, started) = (faults.requests_seen("/exec"), Instant::now());
+        let mut stream = TcpStream::connect(app.tcp[0]).await.unwrap();
+        let end = timeout(PATIENCE, stream.read(&mut [0; 8])).await.unwrap();
+        assert!(matches!(end, Err(_) | Ok(0)), "{end:?}");
+        (faults.requests_seen("/exec") - before, started.elapsed())
+    };
+    faults.forbid("create", "pods/exec", true);
+    faults.forbid("get", "pods/exec", true);
+    let (asked, took) = fails().await;
+    assert!(asked <= 4 && took < Duration::from_secs(2), "{asked} {took:?}");
+    faults.forbid("create", "pods/exec", false);
+    faults.forbid("get", "pods/exec", false);
+    faults.answer("/exec", Some(503));
+    let (asked, _) = fails().await;
+    assert!(asked < 150, "{asked}");
+    app.finish().await;
+}
+
+#[tokio::test]
 async fn the_end_of_a_server_that_answers_and_closes_is_seen() {
     for (method, spdy_only) in [("socat", false), ("socat", true), ("nc", false), ("auto", false)] {
         let app = app(&format!("via: {{pod: tools-0}}, target: {{host: web.shop, port: 80}}, method: {method}")).await;

@@ -23,7 +23,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("config", &["wire", "tls"]),
     ("routing", &["wire", "config", "error_code"]),
     ("k8s", &["config", "routing", "io", "wire", "telemetry", "tls", "error_code"]),
-    ("backend", &["io", "drain", "wire", "config", "routing", "k8s", "error_code"]),
+    ("backend", &["io", "drain", "wire", "config", "routing", "k8s", "telemetry", "error_code"]),
     ("tunnel", &["io", "drain", "journal", "config", "routing", "backend", "error_code"]),
     ("guard", &["io", "wire"]),
     (

@@ -14,10 +14,16 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::waits::{Wait, is_for_a_person};
-use crate::config::Command;
+use crate::{
+    config::Command,
+    telemetry::said::{Secrets, without_escapes},
+};
 
-/// Maximum length of a line in bytes; the rest is left out.
+/// Maximum length of a line in bytes. A longer one counts as several.
 const LONGEST_LINE: usize = 2048;
+
+/// Minimum length of a secret: masking a shorter value would hide parts of every line.
+const SHORTEST_SECRET: usize = 4;
 
 /// Maximum number of lines logged within [`SPAN`]; the others are counted.
 const MOST_LOGGED: u32 = 200;
@@ -54,7 +60,7 @@ impl Logged {
 #[derive(Clone)]
 pub struct Output {
     name: Arc<str>,
-    secrets: Arc<[String]>,
+    secrets: Arc<Secrets>,
     last: Arc<Mutex<VecDeque<String>>>,
     logged: Arc<Mutex<Logged>>,
     wait: Arc<Wait>,
@@ -68,9 +74,9 @@ impl Output {
             ["TOKEN", "SECRET", "PASSWORD", "KEY"].iter().any(|word| name.to_ascii_uppercase().contains(word))
         };
         let set = command.env.iter().filter(|(name, _)| is_secret(name)).map(|(_, value)| value.clone());
-        // Masking a short value would hide parts of every line.
-        let secrets = from.chain(set).filter(|secret| secret.len() >= 4).collect();
-        Self { name: name.into(), secrets, last: Arc::default(), logged: Arc::default(), wait }
+        let mut secrets = Secrets::default();
+        from.chain(set).for_each(|secret| secrets.add_longer(&secret, SHORTEST_SECRET));
+        Self { name: name.into(), secrets: Arc::new(secrets), last: Arc::default(), logged: Arc::default(), wait }
     }
 
     /// Returns the last lines, joined with ` | `.
@@ -84,17 +90,27 @@ impl Output {
         let mut buffer = BytesMut::new();
         loop {
             let read = from.read_buf(&mut buffer).await;
-            while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
-                self.line(&buffer.split_to(end + 1));
+            let has_ended = !matches!(read, Ok(count) if count > 0);
+            while let Some(end) = self.end_of_line(&buffer, has_ended) {
+                self.line(&buffer.split_to(end));
             }
-            if buffer.len() > LONGEST_LINE || !matches!(read, Ok(count) if count > 0) {
-                self.line(&buffer.split());
-            }
-            if !matches!(read, Ok(count) if count > 0) {
+            if has_ended {
                 let left_out =
                     std::mem::take(&mut self.logged.lock().expect("no panic while the lock is held").left_out);
                 return self.tell_left_out(left_out);
             }
+        }
+    }
+
+    /// Returns the end of the first line, or of the first piece of a long line. `None`: more has to be read.
+    fn end_of_line(&self, said: &[u8], has_ended: bool) -> Option<usize> {
+        let end = said.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+        let end = end.or_else(|| (has_ended && !said.is_empty()).then_some(said.len()));
+        match end {
+            Some(end) if end <= LONGEST_LINE => Some(end),
+            // A secret may go on behind the bytes that are there.
+            None if said.len() < LONGEST_LINE + self.secrets.longest() => None,
+            _ => Some(self.secrets.cut(said, LONGEST_LINE)),
         }
     }
 
@@ -105,11 +121,7 @@ impl Output {
     }
 
     fn line(&self, bytes: &[u8]) {
-        let text = String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST_LINE)]);
-        let mut line = plain(&text);
-        for secret in self.secrets.iter() {
-            line = line.replace(secret.as_str(), "***");
-        }
+        let line = self.secrets.hide(without_escapes(&String::from_utf8_lossy(bytes)).trim());
         if line.is_empty() {
             return;
         }
@@ -132,42 +144,9 @@ impl Output {
     }
 }
 
-/// Returns text without escape sequences (ECMA-48) and other control characters.
-fn plain(text: &str) -> String {
-    let mut plain = String::new();
-    let mut characters = text.chars().peekable();
-    while let Some(character) = characters.next() {
-        match character {
-            '\x1b' => match characters.next() {
-                // CSI: skip to its final byte.
-                Some('[') => drop(characters.find(|character| ('@'..='~').contains(character))),
-                // OSC: skip to BEL or ST.
-                Some(']') => {
-                    while let Some(character) = characters.next() {
-                        if character == '\x07' || (character == '\x1b' && characters.next_if_eq(&'\\').is_some()) {
-                            break;
-                        }
-                    }
-                }
-                _ => {}
-            },
-            '\t' => plain.push(' '),
-            character if character.is_control() => {}
-            character => plain.push(character),
-        }
-    }
-    plain.trim().to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::{super::waits::Waits, *};
-
-    #[test]
-    fn escapes_do_not_reach_the_terminal() {
-        assert_eq!(plain("\x1b[1;31mred\x1b[0m\tand \x1b]0;title\x07plain\r\n"), "red and plain");
-        assert_eq!(plain("\x1b[2J\x1b(B\x08ok\x1b["), "Bok");
-    }
 
     #[tokio::test(start_paused = true)]
     async fn a_flood_of_lines_is_bounded_and_counted() {
@@ -184,7 +163,9 @@ mod tests {
         let command = Command {
             run: vec!["x".into()],
             mode: crate::config::CommandMode::Stdio,
-            env: [("API_TOKEN".to_owned(), "hunter22".to_owned())].into(),
+            env: [("API_TOKEN", "hunter22"), ("KEY", "-----\nMIIEvQ12\nMIIEvQ34\n")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
             env_from: Default::default(),
             startup_timeout: Default::default(),
             ports: "1-1".parse().unwrap(),
@@ -194,5 +175,12 @@ mod tests {
         let said: String = (0..20).map(|at| format!("line {at} hunter22\n")).collect();
         output.clone().follow(said.as_bytes()).await;
         assert!(output.last().starts_with("line 12 *** | line 13") && output.last().ends_with("line 19 ***"));
+        for fill in 2030..2060 {
+            let said = format!("{} hunter22 {}\nMIIEvQ12\n", "x".repeat(fill), "y".repeat(3000));
+            output.clone().follow(said.as_bytes()).await;
+            let last = output.last();
+            assert!(!last.contains("hunt") && !last.contains("er22") && last.contains("***"), "{fill}: {last}");
+            assert!(!last.contains("MIIE"), "{last}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     config::{Jump, Namespace, Subdomain},
     k8s::{
         ClusterError,
-        client::{AskError, Cluster},
+        client::{AskError, Cluster, printable},
         objects::Pod,
         own_pod, pods,
     },
@@ -68,7 +68,7 @@ pub async fn list(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Ve
             state: if pods::is_ready(&pod) { "ready".to_owned() } else { pods::why_not_ready(&pod) },
             namespace: pod.metadata.namespace?.parse().ok()?,
             name: pod.metadata.name?.parse().ok()?,
-            owner: pod.metadata.annotations.and_then(|mut annotations| annotations.remove(OWNER)),
+            owner: pod.metadata.annotations.and_then(|mut of| of.remove(OWNER)).map(|owner| printable(&owner)),
             created: pod.metadata.creation_timestamp.map(|time| time.0.to_string()),
         })
     });

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{
     task::{JoinHandle, JoinSet},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tracing::debug;
 
@@ -40,6 +40,10 @@ const MOST_CONNECTIONS: usize = 8;
 /// five workers.
 const SPREAD: usize = 5;
 
+/// How long a WebSocket without a stream is used. Nothing is sent on it, and gateways close silent connections after 60 s,
+/// some after 30.
+const SPARE_LIFETIME: Duration = Duration::from_secs(25);
+
 /// Idle time after which connections are closed, except two: the one in use and the warm one.
 pub(super) const SHRINK_AFTER: Duration = Duration::from_secs(120);
 
@@ -63,10 +67,25 @@ pub(super) struct PodPool {
 #[derive(Default)]
 struct Channels {
     are_used: AtomicBool,
-    /// A WebSocket opened ahead of need.
-    spare: Mutex<Option<BoxedIo>>,
+    spare: SpareChannel,
     /// Held by each stream.
     streams: Arc<()>,
+}
+
+/// A WebSocket opened ahead of need, and when.
+#[derive(Default)]
+struct SpareChannel(Mutex<Option<(BoxedIo, Instant)>>);
+
+impl SpareChannel {
+    fn put(&self, io: BoxedIo) {
+        *self.0.lock().expect("no panic while the lock is held") = Some((io, Instant::now()));
+    }
+
+    /// Returns the WebSocket, unless it is older than [`SPARE_LIFETIME`].
+    fn take(&self) -> Option<BoxedIo> {
+        let spare = self.0.lock().expect("no panic while the lock is held").take();
+        spare.filter(|(_, since)| since.elapsed() < SPARE_LIFETIME).map(|(io, _)| io)
+    }
 }
 
 /// A new upgraded connection, by transport.
@@ -117,7 +136,7 @@ impl PodPool {
     pub fn adopt(&self, upgraded: Upgraded) {
         match self.dialled(upgraded) {
             Dialled::Connection(connection) => self.lock().push(connection),
-            Dialled::Channel(io) => *self.channels.spare.lock().expect("no panic while the lock is held") = Some(io),
+            Dialled::Channel(io) => self.channels.spare.put(io),
         }
     }
 
@@ -142,8 +161,7 @@ impl PodPool {
     /// Opens a stream, on a new connection if no present one takes it.
     pub async fn open(self: &Arc<Self>) -> Result<BoxedIo, StreamFault> {
         if self.uses_channels() {
-            let spare = self.channels.spare.lock().expect("no panic while the lock is held").take();
-            let dialled = match spare {
+            let dialled = match self.channels.spare.take() {
                 Some(io) => Dialled::Channel(io),
                 None => self.dialling.beside(self.dial()).await?,
             };
@@ -301,6 +319,24 @@ impl Drop for PodPool {
     fn drop(&mut self) {
         if let Some(task) = self.growing.lock().expect("no panic while the lock is held").take() {
             task.abort();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::duplex, time::advance};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_websocket_that_a_gateway_may_have_closed_is_not_used() {
+        let spare = SpareChannel::default();
+        for (age, is_used) in [(Duration::from_secs(1), true), (SPARE_LIFETIME, false)] {
+            spare.put(Box::new(duplex(1).0));
+            advance(age).await;
+            assert_eq!(spare.take().is_some(), is_used, "{age:?}");
+            assert!(spare.take().is_none());
         }
     }
 }

@@ -39,11 +39,7 @@ impl Walk {
                     if let (Some(host), Some(destination)) = (host, destination) {
                         let route = HttpRoute { destination, idle_timeout, options };
                         if config.http.routes.insert(host, route).is_some() {
-                            walk.problem(
-                                key.place,
-                                "this host has a route already: upper and lower case are the same",
-                                None,
-                            );
+                            walk.problem(key.place, SAME_HOST, None);
                         }
                     }
                 });

@@ -95,7 +95,10 @@ impl Walk {
                 });
                 let idle_timeout = walk.field(&map, "idle_timeout", Self::duration).unwrap_or(idle_timeout);
                 if let (Some(name), Some(backend)) = (name, backend) {
-                    routes.insert(name, SniRoute { backend, send_proxy, idle_timeout });
+                    let route = SniRoute { backend, send_proxy, idle_timeout };
+                    if routes.insert(name, route).is_some() {
+                        walk.problem(key.place, SAME_HOST, None);
+                    }
                 }
             });
         }

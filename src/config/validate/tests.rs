@@ -141,6 +141,17 @@ fn tcp_routes_listen_on_both_loopbacks_unless_they_say_where() {
 }
 
 #[test]
+fn two_routes_for_one_host_are_a_mistake() {
+    for file in [
+        "http: {k8s: {routes: {A.test: {service: a}, a.test: {service: b}}}}\n",
+        "sni: {listen: \"127.0.0.1:0\", routes: {a.test.: {k8s: {service: a}}, a.test: {k8s: {service: b}}}}\n",
+    ] {
+        let problems = problems(file);
+        assert!(problems.len() == 1 && problems[0].contains("this host has a route already"), "{problems:?}");
+    }
+}
+
+#[test]
 fn aliases_of_contexts_stand_for_their_names() {
     let config = load("contexts:\n  prod: {name: \"arn:aws:eks:x\", namespace: shop, dynamic: deny}\ndefault_context: prod\nhttp: {k8s: {routes: {a.localhost: {context: prod, service: a}}}}\n").unwrap();
     assert_eq!(config.default_context, Some("arn:aws:eks:x".parse().unwrap()));

@@ -10,6 +10,9 @@ use crate::{
     k8s::{ClusterError, Namespaces, credentials::Credential, reach, sign_in::Failure},
 };
 
+/// Characters of a server's message that a user gets to see.
+const LONGEST_MESSAGE: usize = 500;
+
 impl Cluster {
     /// Translates an error of a request.
     pub(super) fn translate(&self, namespaces: Namespaces, error: kube::Error) -> ClusterError {
@@ -34,6 +37,7 @@ impl Cluster {
     /// Translates a status code and the message of a Status object.
     pub fn refusal(&self, code: u16, message: &str, namespaces: impl Into<Namespaces>) -> ClusterError {
         let context = self.context.clone();
+        let said = shown(message);
         match code {
             401 => self.not_signed_in(self.user.refusal()),
             403 => match Denial::of(message) {
@@ -49,15 +53,14 @@ impl Cluster {
                     let [user, verb, resource] = [user, verb, resource].map(String::into_boxed_str);
                     ClusterError::Forbidden { user, verb, resource, namespaces, context, hint }
                 }
-                None => ClusterError::Protocol { context, reason: format!("403: {message}") },
+                None => ClusterError::Protocol { context, reason: format!("403: {said}") },
             },
             404 => {
-                let message: String = printable(message).chars().take(300).collect();
                 let check = match self.server.path() {
                     "/" => "is the server in the kubeconfig an API server?".to_owned(),
                     path => format!("is the path of the server in the kubeconfig right, {path:?}?"),
                 };
-                ClusterError::Protocol { context, reason: format!("404: {message}; {check}") }
+                ClusterError::Protocol { context, reason: format!("404: {said}; {check}") }
             }
             // Message of Go's servers, nginx and Apache.
             400 if self.server.scheme_str() == Some("http") && is_tls_wanted(message) => {
@@ -70,11 +73,11 @@ impl Cluster {
             }
             429 | 500..=599 => ClusterError::Unavailable {
                 context,
-                reason: format!("{code}: {}", printable(message)),
+                reason: format!("{code}: {said}"),
                 retry_after: None,
                 hint: self.ask_version(),
             },
-            code => ClusterError::Protocol { context, reason: format!("{code}: {}", printable(message)) },
+            code => ClusterError::Protocol { context, reason: format!("{code}: {said}") },
         }
     }
 
@@ -147,6 +150,11 @@ impl Denial {
     }
 }
 
+/// Returns the part of a server's message that a user gets to see.
+fn shown(message: &str) -> String {
+    printable(message).chars().take(LONGEST_MESSAGE).collect()
+}
+
 /// Returns text of others without control characters, safe for a terminal.
 pub fn printable(text: &str) -> String {
     text.chars()
@@ -175,6 +183,11 @@ mod tests {
         assert!(!is_about_object(&status("the server could not find the requested resource", "NotFound")));
         assert!(!is_about_object(&status("no such cluster", "Failed to parse error data")));
         assert!(!is_about_object(&status("services \"web\" is forbidden", "Forbidden").with_code(403)));
+    }
+
+    #[test]
+    fn a_long_page_of_a_gateway_does_not_fill_the_terminal() {
+        assert_eq!(shown(&"<p>\u{1b}[2J\n".repeat(100_000)).len(), LONGEST_MESSAGE);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! one HTTP/2 connection serves them all.
 
 use std::{
+    io,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -12,15 +13,18 @@ use http::Uri;
 use hyper_util::client::legacy::connect::Connection;
 use tokio::{
     sync::Mutex,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
-use tower::Service;
+use tower::{BoxError, Service};
+
+use crate::k8s::dial::CONNECT_TIMEOUT;
 
 /// Requests that waited for an HTTP/2 connection get it from the pool, and their own dials are dropped. A dial that still
 /// waits after this time goes on, because its request cannot use that connection.
 const LATE: Duration = Duration::from_secs(1);
 
-/// Connector that runs one call at a time.
+/// Connector that runs one call at a time. A call that takes longer than [`CONNECT_TIMEOUT`] fails: it holds up the others,
+/// and the caller that polls it may be busy.
 #[derive(Clone, Debug)]
 pub struct OneAtATime<C> {
     inner: C,
@@ -38,15 +42,15 @@ impl<C> Service<Uri> for OneAtATime<C>
 where
     C: Service<Uri> + Clone + Send + 'static,
     C::Response: Connection + Send,
-    C::Error: Send,
+    C::Error: Into<BoxError>,
     C::Future: Send,
 {
     type Response = C::Response;
-    type Error = C::Error;
-    type Future = BoxFuture<'static, Result<C::Response, C::Error>>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<C::Response, BoxError>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx)
+        self.inner.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
@@ -58,7 +62,8 @@ where
                 sleep(LATE).await;
                 last = shared.lock().await;
             }
-            let connection = inner.call(uri).await?;
+            let dialled = timeout(CONNECT_TIMEOUT, inner.call(uri)).await;
+            let connection = dialled.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(Into::into)?;
             *last = connection.connected().is_negotiated_h2().then(Instant::now);
             Ok(connection)
         })
@@ -89,6 +94,7 @@ mod tests {
     struct Dialer {
         is_h2: bool,
         fails: bool,
+        is_silent: bool,
         dials: Arc<AtomicUsize>,
     }
 
@@ -103,9 +109,9 @@ mod tests {
 
         fn call(&mut self, _: Uri) -> Self::Future {
             self.dials.fetch_add(1, Ordering::SeqCst);
-            let (is_h2, fails) = (self.is_h2, self.fails);
+            let Self { is_h2, fails, is_silent, .. } = *self;
             Box::pin(async move {
-                sleep(Duration::from_millis(10)).await;
+                sleep(if is_silent { Duration::MAX } else { Duration::from_millis(10) }).await;
                 if fails { Err("refused") } else { Ok(Dialled { is_h2 }) }
             })
         }
@@ -134,5 +140,15 @@ mod tests {
     async fn others_dial_one_after_the_other() {
         assert_eq!(dials(Dialer::default(), LATE / 2).await, 3, "HTTP/1.1 serves one request at a time");
         assert_eq!(dials(Dialer { fails: true, ..Dialer::default() }, LATE / 2).await, 3, "a failure is nobody else's");
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_handshake_without_an_answer_holds_up_the_others_for_the_timeout_only() {
+        let connector = OneAtATime::new(Dialer { is_silent: true, ..Dialer::default() });
+        let uri = || Uri::from_static("https://api.test");
+        let results = timeout(CONNECT_TIMEOUT * 2, join_all((0..2).map(|_| connector.clone().call(uri())))).await;
+        for result in results.expect("both dials end") {
+            let error = result.err().expect("nobody answered");
+            assert_eq!(error.downcast_ref::<io::Error>().map(io::Error::kind), Some(io::ErrorKind::TimedOut));
+        }
     }
 }

@@ -21,10 +21,10 @@ use tokio::{
 use super::{
     Credential, bearer,
     exec_credential::{self, Version},
-    said::{Secrets, clean, is_secret_name},
 };
 use crate::{
     k8s::sign_in::{Failure, Issuer, Say},
+    telemetry::said::{Secrets, clean, is_secret_name},
     tls::{certificate::Certificate, identity},
 };
 

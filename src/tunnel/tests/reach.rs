@@ -9,7 +9,7 @@ fn patience(seconds: u64) -> Patience {
 }
 
 fn refused() -> ConnectError {
-    ConnectError::Retry(StreamFault::Refused { port: 80 })
+    StreamFault::Refused { port: 80 }.into()
 }
 
 #[tokio::test(start_paused = true)]

@@ -226,7 +226,8 @@ fn dispatch(shared: &Shared, parser: &mut Parser, input: &mut BytesMut) -> Resul
                     stream.unanswered = false;
                     stream.last_received = Some(now);
                     stream.count(payload.len(), &mut state.transfers);
-                    if !stream.dropped {
+                    // After a reset, frames are still on their way, behind bytes that are missing.
+                    if !stream.dropped && !stream.is_over() {
                         stream.inbox_bytes += payload.len();
                         state.queued += payload.len();
                         stream.inbox.push_back(payload);

@@ -1,6 +1,6 @@
-//! Removes escape sequences and secrets from a plugin's stderr.
+//! Removes escape sequences and secrets from what a credential plugin or a command says.
 //!
-//! Secrets are detected by their source (arguments and variables of the kubeconfig, the plugin's own answer), by the name
+//! Secrets of plugins are detected by their source (arguments and variables of the kubeconfig, the plugin's own answer), by the name
 //! before them (`token=`, `Bearer`), and by their form. URLs keep their form apart from named secrets, because users have
 //! to open them.
 
@@ -10,7 +10,7 @@ const LONGEST: usize = 500;
 /// Replacement for a secret.
 const HIDDEN: &str = "***";
 
-/// Minimum length of a secret: a shorter value may be an ordinary word.
+/// Minimum length of a secret of a plugin: a shorter value may be an ordinary word.
 const SHORTEST_SECRET: usize = 6;
 
 /// From this length on, a mix of letters and digits counts as a key or a token.
@@ -35,9 +35,29 @@ pub struct Secrets(Vec<String>);
 
 impl Secrets {
     pub fn add(&mut self, value: &str) {
+        self.add_longer(value, SHORTEST_SECRET);
+    }
+
+    /// Adds the lines of a value that have at least `shortest` bytes.
+    pub fn add_longer(&mut self, value: &str, shortest: usize) {
         // Each line of a multi-line secret, such as a PEM, counts separately.
-        let lines = value.lines().map(str::trim).filter(|line| line.len() >= SHORTEST_SECRET);
+        let lines = value.lines().map(str::trim).filter(|line| line.len() >= shortest);
         self.0.extend(lines.map(str::to_owned));
+    }
+
+    /// Returns the length of the longest value in bytes.
+    pub fn longest(&self) -> usize {
+        self.0.iter().map(String::len).max().unwrap_or(0)
+    }
+
+    /// Returns the first place from `at` on where a text can be cut without leaving a part of a value.
+    pub fn cut(&self, text: &[u8], at: usize) -> usize {
+        let end = |secret: &String| {
+            let from = (at + 1).saturating_sub(secret.len());
+            let found = text.get(from..)?.windows(secret.len()).position(|part| part == secret.as_bytes())? + from;
+            (found < at).then_some(found + secret.len())
+        };
+        self.0.iter().filter_map(end).max().unwrap_or(at)
     }
 
     /// Returns a line with the values hidden.
@@ -55,7 +75,7 @@ pub fn clean(line: &[u8], secrets: &Secrets) -> Option<String> {
 }
 
 /// Removes escape sequences (ECMA-48), control characters, and characters that change the text direction.
-fn without_escapes(text: &str) -> String {
+pub fn without_escapes(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
     while let Some(char) = chars.next() {
