@@ -72,7 +72,7 @@ codes! {
     Stopped "stopped" "503" "`adit stop` closed the tunnel, or adit itself ends.";
     BackendTls "backend-tls" "502" "The TLS handshake with the backend failed; the page says why: `ca`, `server_name`, `verify`.";
     WrongScheme "wrong-scheme" "502" "The backend speaks another protocol than the route's `scheme`; the page has the line that fixes it, see [protocols](../protocols.md).";
-    BadAnswer "bad-answer" "502" "The backend's answer is not HTTP.";
+    BadAnswer "bad-answer" "502" "The backend's answer is not HTTP, e.g. of a database; `adit doctor` prints the command for its protocol.";
     NoSwitch "no-switch" "502" "The backend refuses to switch to WebSocket.";
     Switched "switched" "502" "The backend switched to a protocol that the client did not ask for.";
     Direct "direct" "502, 504" "`proxy.elsewhere: direct`, and the host does not answer.";

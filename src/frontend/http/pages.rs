@@ -133,13 +133,18 @@ pub fn signing_in(report: &SignInReport) -> Page {
     }
 }
 
+/// Returns the command that finds out what is wrong with a target.
+fn doctor(host: &str, route: &Route) -> String {
+    // A command (`sni.routes`) reads no kubeconfig.
+    let files = route.target.pods().map(|pods| pods.cluster.kubeconfig.clone()).unwrap_or_default();
+    format!("{} {}", adit("doctor", &files), quoted(host))
+}
+
 /// Returns the page for a target that cannot be reached. Its links are names that contain a port.
 pub fn unopened(error: &OpenError, host: &str, route: &Route) -> Page {
     let mut page = Page::of_open(error, host);
     if page.hint.is_none() && page.links.is_empty() && page.status.is_server_error() {
-        // A command (`sni.routes`) reads no kubeconfig.
-        let files = route.target.pods().map(|pods| pods.cluster.kubeconfig.clone()).unwrap_or_default();
-        page.hint = Some(format!("{} {}", adit("doctor", &files), quoted(host)));
+        page.hint = Some(doctor(host, route));
     }
     // A route's name cannot contain a port: link to the dynamic name of the same target.
     if !error.ports().is_empty()
@@ -216,7 +221,9 @@ fn of_request(error: &RequestError, host: &str, route: &Route, lease: &Lease) ->
         }
         (_, None) => Page {
             cause: Some(describe(error)),
-            ..Page::new(StatusCode::BAD_GATEWAY, ErrorCode::BadAnswer, format!("no answer from {}", route.target))
+            // It recognises databases and other servers, and prints the command for them.
+            hint: Some(doctor(host, route)),
+            ..Page::new(StatusCode::BAD_GATEWAY, ErrorCode::BadAnswer, format!("no HTTP answer from {}", route.target))
         },
     }
 }

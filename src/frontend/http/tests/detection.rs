@@ -437,4 +437,5 @@ async fn the_error_of_a_failing_backend_is_that_of_its_protocol() {
     is_failing.store(true, Ordering::SeqCst);
     let (status, _, page) = over_http1(&world, delete()).await;
     assert!(status == 502 && page.contains("closed the connection before it had answered"), "{page}");
+    assert!(page.contains("adit doctor"), "{page}");
 }
