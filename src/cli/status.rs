@@ -81,14 +81,11 @@ pub async fn find(globals: &Globals) -> Result<Vec<(PathBuf, Status)>, CliError>
     };
     // Concurrently: a process that hangs delays no other.
     let asking = socket::sockets().into_iter().map(async |path| (socket::status(&path).await, path));
-    let (mut found, mut silent) = (Vec::new(), None);
+    let (mut found, mut others, mut silent) = (Vec::new(), Vec::new(), None);
     for (answer, path) in join_all(asking).await {
         match answer {
-            Ok(status) => {
-                if is_wanted(&status.overview) {
-                    found.push((path, status));
-                }
-            }
+            Ok(status) if is_wanted(&status.overview) => found.push((path, status)),
+            Ok(status) => others.extend(status.overview.http.first().map(ToString::to_string)),
             Err(error) if port.is_none_or(|port| path.file_stem().is_some_and(|stem| *stem == *port.to_string())) => {
                 silent = silent.or(running::silent(&path, error).await);
             }
@@ -97,6 +94,13 @@ pub async fn find(globals: &Globals) -> Result<Vec<(PathBuf, Status)>, CliError>
     }
     if let Some(silent) = silent.filter(|_| found.is_empty()) {
         return Err(silent);
+    }
+    if found.is_empty() && !others.is_empty() {
+        return Err(CliError::new("no adit is running with this --listen or --config").hint(Some(format!(
+            "those that run listen on {}: try --listen {}",
+            others.join(", "),
+            others[0]
+        ))));
     }
     if found.is_empty() {
         let folders: Vec<String> = socket::folders().iter().map(|folder| folder.display().to_string()).collect();

@@ -545,7 +545,8 @@ async fn a_file_selects_the_adit_that_runs_with_it() {
     let (is_ok, shown, error) = status(&own).await;
     assert!(is_ok && shown.contains(&process.http.to_string()), "{shown}{error}");
     let (is_ok, _, error) = status(&other).await;
-    assert!(!is_ok && error.contains("no adit is running"), "{error}");
+    assert!(!is_ok && error.contains("no adit is running with this"), "{error}");
+    assert!(error.contains(&process.http.to_string()), "it names the one that runs: {error}");
     let (is_ok, _, error) = status(&process.home().join("missing.yaml")).await;
     assert!(!is_ok && error.contains("no such file"), "{error}");
 }
