@@ -27,7 +27,7 @@ RUN set -eu; \
 
 FROM scratch
 LABEL org.opencontainers.image.title="adit" \
-      org.opencontainers.image.description="The level way into a Kubernetes cluster" \
+      org.opencontainers.image.description="Open every Service of a Kubernetes cluster by name, on demand" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /out/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /out/root/ /

@@ -1,5 +1,5 @@
 {
-  description = "The level way into a Kubernetes cluster: every Service by name, on demand";
+  description = "Open every Service of a Kubernetes cluster by name, on demand";
 
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
 

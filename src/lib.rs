@@ -1,4 +1,4 @@
-//! adit: the level way into a Kubernetes cluster.
+//! adit: every Service of a Kubernetes cluster by name, on demand.
 //!
 //! A connection passes through the modules from left to right:
 //!

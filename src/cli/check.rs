@@ -10,10 +10,8 @@ use super::{
 use crate::config::validate;
 
 #[derive(Debug, clap::Args)]
-#[command(
-    long_about = "Validate the configuration file without starting: every key, and whether the files that it names can be used.",
-    after_help = "Examples:\n  adit check\n  adit check adit.yaml\n\nExit codes: 0 valid; 2 not valid"
-)]
+#[command(after_help = "Examples:\n  adit check\n  adit check adit.yaml\n\n\
+                  It checks every key, and whether the files that the configuration names can be used.\nExit codes: 0 valid; 2 not valid")]
 pub struct Args {
     /// Configuration file [default: that of --config]
     file: Option<std::path::PathBuf>,

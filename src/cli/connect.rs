@@ -35,15 +35,12 @@ use crate::{
 const BUFFER: usize = 64 * 1024;
 
 #[derive(Debug, clap::Args)]
-#[command(
-    about = "Join standard input and output with a port of the cluster",
-    after_help = "Examples:\n  \
+#[command(after_help = "Examples:\n  \
         ssh -o ProxyCommand='adit connect %h:%p' git@gitea.tools\n  \
         rsync -a -e \"ssh -o ProxyCommand='adit connect %h:%p'\" ./site/ deploy@files.shop:site/\n  \
         printf 'PING\\r\\n' | adit connect redis.shop:6379\n\n\
-        The tunnels of the running adit are used where there is one.\n\
-        Exit codes: 0 both sides have ended; 1 the connection broke; 125 the target cannot be reached"
-)]
+        If an adit runs, its tunnels are used.\n\
+        Exit codes: 0 both sides have ended; 1 the connection broke; 125 the target cannot be reached")]
 pub struct Args {
     /// The target, as for 'adit run'
     target: String,

@@ -21,7 +21,8 @@ const TCP: [(u16, &str, &str, u16); 2] = [(15432, "data", "postgres", 5432), (17
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  adit demo\n  adit demo --quiet --listen 127.0.0.1:9999\n\nNothing outside of this process is needed or changed. Ctrl-C ends it."
+    after_help = "Examples:\n  adit demo\n  adit demo --quiet --listen 127.0.0.1:9999\n\nIt needs no cluster, and prints the URLs and the kubeconfig of its own. Its database listens on 127.0.0.1:15432 and its echo \
+                  server on 127.0.0.1:17001, if these ports are free. Ctrl-C ends it."
 )]
 pub struct Args {
     /// Send no traffic, and restart no pod

@@ -30,12 +30,11 @@ const LOOKUP_PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 #[command(
-    long_about = "Let the system resolve the names that adit serves: those below localhost, and those of routes. Browsers and curl resolve \
-        names below localhost by themselves; other programs ask the system.\n\n\
-        On Linux, 'myhostname' in /etc/nsswitch.conf answers for names below localhost where systemd-resolved does not, and a drop-in of \
-        systemd-resolved routes queries for names of wildcard routes to adit. On macOS, files in /etc/resolver do both. Lines in /etc/hosts \
-        give other names the address of this machine.",
-    after_help = "Examples:\n  adit dns status\n  sudo adit dns install\n  sudo adit --config ~/.config/adit/config.yaml dns install"
+    after_help = "Examples:\n  adit dns status\n  sudo adit dns install\n  sudo adit --config ~/.config/adit/config.yaml dns install\n\n\
+                  Browsers and curl resolve names below localhost by themselves; other programs ask the system.\n\
+                  install changes, for names below localhost, /etc/nsswitch.conf (Linux) or /etc/resolver (macOS); for\n\
+                  wildcards, systemd-resolved or /etc/resolver; for other hosts of routes, /etc/hosts.\n\n\
+                  Exit codes of status: 0 the system resolves the names; 1 not all"
 )]
 pub struct Args {
     #[command(subcommand)]

@@ -50,21 +50,18 @@ use crate::{
 const PATIENCE: Duration = Duration::from_millis(9_500);
 
 #[derive(Debug, clap::Args)]
-#[command(
-    about = "Find out why a target cannot be reached, and print the command that repairs it",
-    long_about = "Find out why a target cannot be reached, and print the command that repairs it. Nothing is changed. With a target, \
-        as for 'adit run', every step of the connection to it is checked too. docs/troubleshooting.md has a heading for the id of each check.",
-    after_help = "Examples:\n  \
+#[command(after_help = "Examples:\n  \
         adit doctor\n  \
         adit doctor postgres.shop\n  \
         adit doctor --rbac -n shop | kubectl apply -f -\n  \
         adit doctor --bundle report.tar.gz                       for a bug report; secrets are hidden\n\n\
-        Exit codes: 0 no check has failed; 1 a check has failed; 2 a wrong command line"
-)]
+        It changes nothing. With a target, it also checks each step of the connection to it.\n\
+        docs/troubleshooting.md has a heading for the id of each check.\n\
+        Exit codes: 0 no check has failed; 1 a check has failed; 2 a wrong command line")]
 pub struct Args {
-    /// The target to check, e.g. web.shop, or a route's name or port
+    /// The target to check, as for 'adit run': web.shop, or a route's name or port
     target: Option<String>,
-    /// Output format [default: text]
+    /// Output format; schema: the JSON schema of json [default: text]
     #[arg(short, long, value_enum)]
     output: Option<Form>,
     /// Treat warnings as failures
@@ -81,7 +78,6 @@ pub struct Args {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Form {
     Json,
-    /// The JSON schema of that
     Schema,
 }
 

@@ -16,15 +16,12 @@ use super::{
 use crate::{app::opened, routing::Router, telemetry};
 
 #[derive(Debug, clap::Args)]
-#[command(
-    about = "Print the variables of 'adit run' for the running adit",
-    long_about = "Print the variables of 'adit run' for the running adit: its TCP routes, and the targets of --to, which it then \
-        serves at local ports until it exits.",
-    after_help = "Examples:\n  \
+#[command(after_help = "Examples:\n  \
         eval \"$(adit env)\"                                     in .envrc of direnv, or in a shell\n  \
         adit env --to db=postgres.shop --to api=api.shop --write .env\n  \
-        adit env -o github --to db=postgres.shop >> \"$GITHUB_ENV\" && npm test"
-)]
+        adit env -o github --to db=postgres.shop >> \"$GITHUB_ENV\" && npm test\n\n\
+        The variables are those of the TCP routes, and of the targets of --to, as for 'adit run'. The\n\
+        running adit serves these at local ports until it exits.")]
 pub struct Args {
     /// Open this target under this name, e.g. db=postgres.shop:5432
     #[arg(long, value_name = "NAME=TARGET")]
@@ -72,7 +69,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
         }
         (None, _) => {
             return Err(CliError::new("no adit is running with this configuration").hint(Some(
-                "start it with 'adit'; 'adit run' needs none, and sets the same variables for one command",
+                "start it with 'adit', or name the configuration of one that 'adit status' shows; 'adit run' needs no running adit",
             )));
         }
     }

@@ -57,16 +57,16 @@ use crate::{
     telemetry::{self, Format},
 };
 
-/// The level way into a Kubernetes cluster: every Service by name, on demand
+/// Open every Service of a Kubernetes cluster by name, on demand
 #[derive(Debug, Parser)]
 #[command(
     name = "adit",
     version,
     subcommand_required = false,
-    after_help = "Examples:\n  adit                                       serve the current context: http://SERVICE.NAMESPACE.localhost:8989\n  \
-                  adit routes -A                             every Service and route, with its URL\n  \
-                  adit init && adit check                    write a configuration, and test it\n  \
-                  adit demo                                  try it without a cluster"
+    after_help = "Examples:\n  adit                       serve http://SERVICE.NAMESPACE.localhost:8989 in the current context\n  \
+                  adit routes -A             list every Service and route, with its URL\n  \
+                  adit init && adit check    write a configuration, and test it\n  \
+                  adit demo                  try it without a cluster"
 )]
 struct Cli {
     #[command(flatten)]
@@ -84,6 +84,7 @@ fn or_unset<T: FromStr>(text: &str) -> Result<OrUnset<T>, T::Err> {
 
 /// Global options.
 #[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = scope::HEADING)]
 pub struct Globals {
     /// Configuration file [default: $ADIT_CONFIG, then ~/.config/adit/config.yaml]
     #[arg(long, global = true, value_name = "FILE")]
@@ -100,7 +101,7 @@ pub struct Globals {
     /// Kubeconfig files, a list like $KUBECONFIG [default: $KUBECONFIG, then ~/.kube/config]
     #[arg(long, global = true, value_name = "FILES", value_parser = or_unset::<String>, default_value = "", hide_default_value = true)]
     pub kubeconfig: OrUnset<String>,
-    /// Address to listen on [default: 127.0.0.1:8989; adit server: 0.0.0.0:7835]
+    /// Address to listen on: PORT, or HOST:PORT [default: http.listen, else 127.0.0.1:8989]
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub listen: Option<String>,
     /// Threads that carry data, for 'up' and 'server' [default: one per core, on a laptop at most 4]

@@ -52,26 +52,22 @@ use crate::{
 pub const FAILED: u8 = 125;
 
 #[derive(Debug, clap::Args)]
-#[command(
-    about = "Run a command with the cluster at local ports",
-    long_about = "Run a command with the cluster at local ports.\n\n\
-        Each target gets a free port on 127.0.0.1, which is bound before the command starts and closed when it ends. The \
-        command starts once each pod has accepted a connection, with the ports in its environment: for --to \
-        db=postgres.shop these are DB_HOST, DB_PORT and DB_ADDR, WEB_URL for HTTP, and the variables that Kubernetes sets in pods \
-        (POSTGRES_SERVICE_HOST, POSTGRES_SERVICE_PORT); for psql, pgbench and mysql also PGHOST and related variables. Without --to, every TCP route of the configuration is open on its \
-        own port, or on that of the adit that runs with this configuration.\n\n\
-        A TARGET is SERVICE[.NAMESPACE][:PORT], pod/POD[.NAMESPACE][:PORT], 'via SERVICE.NAMESPACE HOST:PORT' for a host that \
-        only a pod can reach, or the name of a route. @PORT at its end asks for that local port.",
-    after_help = "Examples:\n  \
+#[command(after_help = "Examples:\n  \
         adit run --to db=postgres.shop -- psql -U app -c 'select 1'\n  \
-        adit run --to db=postgres.shop --secret PGPASSWORD=shop/postgres:password -- pgbench -U app -c 8 -T 60 shop\n  \
+        adit run --to db=postgres.shop --secret PGPASSWORD=shop/postgres:password -- psql -U app\n  \
         adit run --to db=postgres.shop --env 'DATABASE_URL=postgres://app@{db}/shop' -- bin/rails server\n  \
         adit run --to api=api.shop --to cache=redis.shop:6379 -- npm test\n  \
         adit run --to 'sql=via api.shop sql.internal:1433@1433' -- dotnet test\n  \
         adit run --proxy -- curl http://web.shop.svc.cluster.local/\n\n\
+        A TARGET is SERVICE[.NAMESPACE][.CONTEXT.cx][:PORT], pod/POD[.NAMESPACE][:PORT],\n\
+        'via SERVICE.NAMESPACE HOST:PORT' for a host that only a pod can reach, or the name of a route.\n\
+        @PORT at its end asks for that local port [default: a free one of 127.0.0.1].\n\
+        Without --to, every TCP route of the configuration is open on its own port.\n\n\
+        --to db=postgres.shop sets DB_HOST, DB_PORT, DB_ADDR, and DB_URL for HTTP, and as in a pod\n\
+        POSTGRES_SERVICE_HOST and POSTGRES_SERVICE_PORT. The command starts once each pod has accepted\n\
+        a connection. The ports close when it ends.\n\n\
         Exit codes: the command's own; 128 and the number of the signal that ended it; 125 a target is unreachable, and the \
-        command was not started; 126 not executable; 127 not found; 2 a wrong command line or configuration"
-)]
+        command was not started; 126 not executable; 127 not found; 2 a wrong command line or configuration")]
 pub struct Args {
     /// Open this target under this name, e.g. db=postgres.shop:5432
     #[arg(long, value_name = "NAME=TARGET")]
@@ -372,7 +368,7 @@ fn own(error: std::io::Error) -> CliError {
 
 /// Reports all errors but the last, and returns that one.
 fn report_all(mut errors: Vec<CliError>, quiet: bool) -> CliError {
-    let last = errors.pop().unwrap_or_else(|| CliError::new("a target cannot be had"));
+    let last = errors.pop().unwrap_or_else(|| CliError::new("a target cannot be reached"));
     if !quiet {
         errors.iter().for_each(|error| _ = error.report());
     }

@@ -14,16 +14,14 @@ pub struct Args {
     /// Print the schema of the API answers instead
     #[arg(long, conflicts_with = "output")]
     api: bool,
-    /// Output format
+    /// Output format: JSON Schema, or a page with every key
     #[arg(short, long, value_enum, default_value = "json")]
     output: Form,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Form {
-    /// JSON Schema
     Json,
-    /// A page with every key
     Markdown,
 }
 

@@ -4,6 +4,9 @@ use clap::{Arg, ArgMatches, Command, CommandFactory, parser::ValueSource};
 
 use super::{Cli, report::CliError};
 
+/// Heading of the global options in each help.
+pub const HEADING: &str = "Global options";
+
 const CLUSTER: &[&str] = &["config", "context", "namespace", "kubeconfig"];
 
 /// Options that select a running adit.
@@ -85,6 +88,8 @@ pub fn apply(command: Command) -> Command {
                     ("server", "listen") => {
                         of_name.arg(global.clone().help("Address to listen on for clients [default: 0.0.0.0:7835]"))
                     }
+                    ("demo", "listen") => of_name
+                        .arg(global.clone().help("Address to listen on: PORT, or HOST:PORT [default: 127.0.0.1:8989]")),
                     ("server", "workers") => {
                         of_name.arg(global.clone().help("Threads that carry data [default: one per core]"))
                     }
@@ -101,7 +106,7 @@ pub fn apply(command: Command) -> Command {
                         "routes" | "url" | "run" | "doctor" | "env" | "wait" | "connect" | "proxy" | "browser" | "dns",
                         "listen",
                     ) => of_name
-                        .arg(global.clone().help(format!("{OF_RUNNING} [default: 127.0.0.1:8989, or http.listen]"))),
+                        .arg(global.clone().help(format!("{OF_RUNNING} [default: http.listen, else 127.0.0.1:8989]"))),
                     _ if is_used => of_name,
                     _ => of_name.arg(global.clone().hide(true)),
                 }
@@ -210,5 +215,6 @@ mod tests {
         assert!(help("adit status", &mut shown).contains("Address of the running adit [default: all that run]"));
         assert!(help("adit server", &mut shown).contains("--workers"));
         assert!(help("adit dns", &mut shown).contains("--config"));
+        assert!(help("adit run", &mut shown).contains("A TARGET is SERVICE"));
     }
 }

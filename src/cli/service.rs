@@ -42,7 +42,8 @@ const KEPT: &[&str] = &[
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  adit service install\n  adit service install --env AWS_REGION --dry-run\n  \
-                        adit service status\n  adit service uninstall")]
+                        adit service status\n  adit service uninstall\n\n\
+                        Exit codes of status: 0 installed and running; 3 not")]
 pub struct Args {
     #[command(subcommand)]
     action: Action,
@@ -52,7 +53,7 @@ pub struct Args {
 enum Action {
     /// Install and start the service; run again after changing PATH, options or environment
     Install {
-        /// Variable to copy into the service's environment, beside PATH, KUBECONFIG and the proxy's
+        /// Variable to copy into the service's environment, beside PATH, KUBECONFIG, and those of proxies, SSL_CERT_FILE, aws and gcloud
         #[arg(long = "env", value_name = "NAME")]
         variables: Vec<String>,
         /// Print the files and the commands, and change nothing

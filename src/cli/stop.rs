@@ -8,9 +8,9 @@ use super::{
 use crate::admin::socket::{self, CallError};
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  adit status\n  adit stop demo/shop/web:80")]
+#[command(after_help = "Examples:\n  adit status\n  adit stop demo/shop/web")]
 pub struct Args {
-    /// Tunnel as 'adit status' prints it: CONTEXT/NAMESPACE/SERVICE:PORT
+    /// Tunnel as 'adit status' prints it: CONTEXT/NAMESPACE/SERVICE[:PORT]
     tunnel: String,
 }
 

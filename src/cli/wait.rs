@@ -18,16 +18,12 @@ use super::{
 use crate::{app::reach::Reach, routing::Router, telemetry};
 
 #[derive(Debug, clap::Args)]
-#[command(
-    about = "Wait until targets can be reached",
-    long_about = "Wait until targets can be reached: until a pod of each has accepted a connection. Without a target, these are \
-        the TCP routes of the configuration. The tunnels of the running adit are used where there is one.",
-    after_help = "Examples:\n  \
+#[command(after_help = "Examples:\n  \
         adit wait postgres.shop && npm test\n  \
         adit wait --timeout 5m postgres.shop redis.shop:6379 web.shop\n  \
         kubectl rollout restart deploy/api -n shop && adit wait api.shop && bin/rails test:system\n\n\
-        Exit codes: 0 all targets are reachable; 1 one is not; 2 a wrong command line or configuration"
-)]
+        A target is reachable once a pod has accepted a connection. If an adit runs, its tunnels are used.\n\
+        Exit codes: 0 all targets are reachable; 1 one is not; 2 a wrong command line or configuration")]
 pub struct Args {
     /// Targets, as for 'adit run' [default: every TCP route]
     targets: Vec<String>,

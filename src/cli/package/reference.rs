@@ -9,11 +9,11 @@ pub fn markdown(root: &Command) -> String {
     let mut text = "# Command line\n\n\
         Each command with its options, as `adit COMMAND --help` has them. `just docs` writes this page.\n"
         .to_owned();
-    write(&mut text, root, "adit");
+    write(&mut text, root, root, "adit");
     text
 }
 
-fn write(text: &mut String, command: &Command, name: &str) {
+fn write(text: &mut String, root: &Command, command: &Command, name: &str) {
     let about = command.get_long_about().or_else(|| command.get_about()).map(ToString::to_string).unwrap_or_default();
     let _ = write!(text, "\n## `{name}`\n\n{}\n", about.trim());
     let arguments =
@@ -28,23 +28,30 @@ fn write(text: &mut String, command: &Command, name: &str) {
         usage += if command.is_subcommand_required_set() { " COMMAND" } else { " [COMMAND]" };
     }
     let _ = write!(text, "\n```\n{usage}\n```\n");
-    let own = || arguments().filter(|argument| !argument.is_global_set() || name == "adit");
+    // `adit` explains a global option, unless it means something else to this command.
+    let is_global = |argument: &&Arg| name != "adit" && root.get_arguments().any(|each| is_same(each, argument));
+    let own = || arguments().filter(|argument| !is_global(argument));
     if own().next().is_some() {
         text.push_str("\n| option | meaning |\n|---|---|\n");
         for argument in own() {
             let _ = writeln!(text, "| {} | {} |", option(argument), meaning(argument));
         }
     }
-    let global: Vec<_> = arguments().filter(|argument| argument.is_global_set()).map(option).collect();
-    if !global.is_empty() && name != "adit" {
+    let global: Vec<_> = arguments().filter(is_global).map(option).collect();
+    if !global.is_empty() {
         let _ = write!(text, "\nGlobal options: {}\n", global.join(", "));
     }
     if let Some(examples) = command.get_after_help() {
         let _ = write!(text, "\n```\n{}\n```\n", examples.to_string().trim());
     }
     for below in visible() {
-        write(text, below, &format!("{name} {}", below.get_name()));
+        write(text, root, below, &format!("{name} {}", below.get_name()));
     }
+}
+
+fn is_same(one: &Arg, other: &Arg) -> bool {
+    one.get_id() == other.get_id()
+        && one.get_help().map(ToString::to_string) == other.get_help().map(ToString::to_string)
 }
 
 fn positional(argument: &Arg) -> String {
