@@ -83,7 +83,7 @@ pub enum ClusterError {
     /// `retry_after`: pause that the server asks for.
     Unavailable { context: ContextName, reason: String, retry_after: Option<Duration>, hint: String },
     /// The pod's node does not support such requests: a virtual node. `act` is `port-forwards` or `exec`.
-    #[error("the node of pod {pod} in context {context} does no {act}")]
+    #[error("the node of pod {pod} in context {context} does not support {act}")]
     NotServed { act: &'static str, pod: String, context: ContextName, reason: String },
     /// `what` is for example `service shop/web` or `pod shop/web-0`.
     #[error("no {what} in context {context}")]

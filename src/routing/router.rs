@@ -44,7 +44,7 @@ pub enum RouteError {
     /// A dynamic name that does not match the grammar.
     #[error("{host} is not a name that can be reached: {reason}")]
     Malformed { host: String, reason: String },
-    #[error("context {context} is closed to names without a route")]
+    #[error("context {context} refuses names without a route (dynamic: deny)")]
     DynamicDenied { host: String, context: String },
     /// The host of a forward proxy request belongs to another network.
     #[error("{host} is not a name of the cluster")]

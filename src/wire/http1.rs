@@ -51,7 +51,7 @@ pub enum Refusal {
     Target,
     #[error("the target is longer than {LONGEST_TARGET} bytes")]
     TargetTooLong,
-    #[error("CONNECT is taken over HTTP/1.1 without TLS alone")]
+    #[error("CONNECT works only over HTTP/1.1 without TLS")]
     Connect,
     #[error("a line ends with a bare LF or has a bare CR")]
     LineEnd,

@@ -49,7 +49,7 @@ pub fn answer(source: &Source, name: &str, wanted: &[u8]) -> Response<Body> {
         let known: Vec<&str> =
             aliases.iter().filter(|(_, alias)| alias.methods.is_some()).map(|(name, _)| name.as_str()).collect();
         let message = match known.as_slice() {
-            [] => "no context has methods in the configuration: none is locked".to_owned(),
+            [] => "no context is locked: none has methods in the configuration".to_owned(),
             known => format!("context {name:?} is not locked; those with methods are {}", known.join(", ")),
         };
         return failure(StatusCode::NOT_FOUND, "not-locked", message);

@@ -1,7 +1,8 @@
 //! Stream of a jump that also ends socat in the pod when its client is gone.
 //!
-//! Container runtimes do not end a program whose exec is closed. If socat writes to an output that nobody reads, it waits for
-//! ever, and keeps its connection to the server. So adit discards the output while socat delivers the client's bytes, and then
+//! Container runtimes do not end a program whose exec a living client closes; if its connection is cut, they did in every case
+//! tried (Kubernetes 1.30 and 1.36). If socat writes to an output that nobody reads, it waits for ever, and keeps its connection
+//! to the server. So adit discards the output while socat delivers the client's bytes, and then
 //! sends a signal. The signal cannot hit another process: socat holds its process ID until the exec ends.
 
 use std::{

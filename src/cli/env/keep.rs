@@ -74,7 +74,7 @@ pub fn start_keeper(file: &Path) -> Result<(), CliError> {
     keeper.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     match keeper.spawn() {
         Ok(_) => Ok(()),
-        Err(error) => Err(CliError::new(format!("{} is not kept in step", file.display())).cause(Some(error))),
+        Err(error) => Err(CliError::new(format!("cannot keep {} up to date", file.display())).cause(Some(error))),
     }
 }
 

@@ -179,7 +179,7 @@ fn named(group: &str, kind: &str, mut object: Value) -> Result<DynamicObject, Cl
     object["metadata"]["name"] = json!(NAME);
     object["metadata"]["labels"] = json!({"app.kubernetes.io/name": NAME, managed_by: adit});
     serde_json::from_value(object)
-        .map_err(|error| CliError::new(format!("the {kind} is not what it should be: {error}")))
+        .map_err(|error| CliError::new(format!("cannot write the {kind} of the relay: {error}")))
 }
 
 /// Returns the objects that a relay's pod needs, each with its API group and kind.

@@ -117,7 +117,7 @@ pub enum ClaimError {
     Parted { port: u16, service: ServiceName, condition: Box<Condition>, owner: String },
     #[error("requests with {condition} to port {port} of Service {service} go to {owner} already: take another value")]
     SamePart { port: u16, service: ServiceName, condition: Box<Condition>, owner: String },
-    #[error("Service {service} is taken over in {MOST_PARTS} parts already")]
+    #[error("Service {service} has {MOST_PARTS} personal takeovers already, which is the limit")]
     ManyParts { service: ServiceName },
     /// The step for this claim failed.
     #[error("{0}")]

@@ -54,7 +54,7 @@ pub enum VisitorError {
     ClientGone,
     #[error("the client does not keep up")]
     Slow,
-    #[error("the client did not come")]
+    #[error("the client opened no connection for the visitor in time")]
     Absent,
     /// Reason from the client: its service is down.
     #[error("{0}")]
