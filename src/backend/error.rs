@@ -25,7 +25,7 @@ pub enum OpenError {
     #[error(transparent)]
     Stream(#[from] StreamFault),
     /// No client of the relay offers the target's name (any more).
-    #[error("no client offers {name:?} at the moment")]
+    #[error("no client serves {name:?} now")]
     NoClient { name: String },
     /// adit is shutting down, or the tunnel was stopped by hand or by a reload.
     #[error("the tunnel was stopped")]
@@ -58,7 +58,7 @@ pub enum StreamFault {
     Lost { detail: String },
     /// The pod exists, but its node or container runtime restarts and cannot connect to it now. The pod has seen none
     /// of the stream's bytes.
-    #[error("the pod's node cannot be reached at the moment: {detail}")]
+    #[error("the pod's node cannot be reached now: {detail}")]
     /// `retry_after`: how long the cluster asks clients to wait. `None`: it does not say.
     Unavailable { detail: String, retry_after: Option<Duration> },
     /// The program in the jump pod could not connect to the jump's target.

@@ -79,7 +79,7 @@ pub enum ClusterError {
     #[error("the API server of context {context} did not answer within {} s ({doing})", after.as_secs())]
     TimedOut { context: ContextName, doing: String, after: Duration, hint: String },
     /// The API server, the node or its container runtime cannot answer now (5xx, 429), for example during a restart.
-    #[error("the cluster of context {context} is not available at the moment")]
+    #[error("the cluster of context {context} is not available now")]
     /// `retry_after`: pause that the server asks for.
     Unavailable { context: ContextName, reason: String, retry_after: Option<Duration>, hint: String },
     /// The pod's node does not support such requests: a virtual node. `act` is `port-forwards` or `exec`.

@@ -116,7 +116,7 @@ fn of_tls(error: &rustls::Error, host: &str) -> String {
 fn of_alert(alert: AlertDescription, host: &str) -> String {
     match alert {
         AlertDescription::CertificateRequired | AlertDescription::NoCertificate => {
-            "the server wants a client certificate, and the user has none".to_owned()
+            "the server requires a client certificate, and the user has none".to_owned()
         }
         AlertDescription::CertificateExpired => "the server says that the client certificate has expired".to_owned(),
         alert if is_about_certificate(alert) => "the server does not accept the client certificate".to_owned(),
@@ -247,7 +247,7 @@ mod tests {
         let unknown = of(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer));
         assert!(unknown.contains("CA bundle of the kubeconfig"), "{unknown}");
         let alert = of(rustls::Error::AlertReceived(AlertDescription::CertificateRequired));
-        assert_eq!(alert, "the server wants a client certificate, and the user has none");
+        assert_eq!(alert, "the server requires a client certificate, and the user has none");
     }
 
     #[test]

@@ -435,7 +435,7 @@ impl Lookup<'_> {
                 Err(error)
             }
             (Err(_), None) => {
-                let why = "it has no selector and no EndpointSlices, so that no pods stand behind it";
+                let why = "it has no selector and no EndpointSlices, so it has no pods";
                 Err(self.unsupported(what, why, Some(self.get_slices(name))))
             }
         }

@@ -130,7 +130,7 @@ impl Sites for Front {
             None => {
                 let page =
                     Page::new(StatusCode::NOT_FOUND, ErrorCode::UnknownHost, format!("nothing is served at {host}"));
-                Err(Page { cause: Some("no client of this relay has that name at the moment".to_owned()), ..page })
+                Err(Page { cause: Some("no client of this relay serves this name now".to_owned()), ..page })
             }
         }
     }

@@ -372,7 +372,7 @@ async fn a_plugin_means_what_it_means_for_kubectl() {
         ("an empty version", with("apiVersion", json!("")), Refused("no apiVersion")),
         ("no interactiveMode", with("interactiveMode", Value::Null), Refused("no interactiveMode")),
         ("IfAvailable", with("interactiveMode", json!("IfAvailable")), Works),
-        ("Always", with("interactiveMode", json!("Always")), Refused("wants a terminal")),
+        ("Always", with("interactiveMode", json!("Always")), Refused("requires a terminal")),
         ("another mode", with("interactiveMode", json!("Sometimes")), Refused("user \"u\" of")),
         ("no command", with("command", Value::Null), Refused("no command")),
         ("no such command", with("command", json!("no-such-plugin")), Refused("was not found on PATH")),
@@ -879,7 +879,7 @@ async fn client_certificates_are_presented_as_by_kubectl() {
         ("version 3", (data(&certificate, &client.serialize_pem()), Works)),
         ("version 1", (data(VERSION_1, KEY_OF_VERSION_1), Works)),
         ("both in one file", ("client-certificate: both.pem, client-key: both.pem".to_owned(), Works)),
-        ("none", ("as: ''".to_owned(), Refused("wants a client certificate"))),
+        ("none", ("as: ''".to_owned(), Refused("requires a client certificate"))),
         ("another's key", (data(&certificate, KEY_OF_VERSION_1), Refused("does not belong"))),
         ("no key", (data(&certificate, &certificate), Refused("no private key"))),
         ("headers", (data(&with_header(&certificate), &with_header(&client.serialize_pem())), Works)),
@@ -903,7 +903,7 @@ async fn client_certificates_are_presented_as_by_kubectl() {
             json!({"token": "$TOKEN", "clientCertificateData": certificate, "clientKeyData": KEY_OF_VERSION_1}),
             Refused("does not belong"),
         ),
-        ("a plugin without a certificate", json!({"token": "$TOKEN"}), Refused("wants a client certificate")),
+        ("a plugin without a certificate", json!({"token": "$TOKEN"}), Refused("requires a client certificate")),
     ] {
         let version = "client.authentication.k8s.io/v1";
         let credential = json!({"kind": "ExecCredential", "apiVersion": version, "status": status}).to_string();

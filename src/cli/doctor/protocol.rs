@@ -122,7 +122,7 @@ impl Speaks {
                 _ => None,
             },
             Self::Redis if first == "+PONG" => Some("Redis".to_owned()),
-            Self::Redis if first.starts_with("-NOAUTH") => Some("Redis, which wants a password".to_owned()),
+            Self::Redis if first.starts_with("-NOAUTH") => Some("Redis, which requires a password".to_owned()),
             Self::Redis if first.starts_with('-') => Some(format!("Redis, which answers {first}")),
             Self::MySql | Self::Other if mysql(answer).is_some() => mysql(answer),
             Self::Other if !answer.is_empty() => {
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(says(Speaks::MySql, b"\x08\0\0\0\x0a8.4.0\0\x01").unwrap(), "MySQL 8.4.0");
         assert_eq!(
             says(Speaks::Redis, b"-NOAUTH Authentication required.\r\n").unwrap(),
-            "Redis, which wants a password"
+            "Redis, which requires a password"
         );
         for (speaks, answer) in
             [(Speaks::Http, &b"SSH-2.0"[..]), (Speaks::Postgres, b"HTTP"), (Speaks::Redis, b""), (Speaks::Other, b"")]

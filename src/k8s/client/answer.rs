@@ -92,7 +92,7 @@ impl Unexpected {
         is_page.then(|| {
             let host = request.authority().map(|authority| authority.as_str()).unwrap_or_default();
             Self(format!(
-                "{status}{by} with a web page ({kind}): {host} is not an API server, or wants a sign-in in a browser first"
+                "{status}{by} with a web page ({kind}): {host} is not an API server, or requires a sign-in in a browser first"
             ))
         })
     }

@@ -68,7 +68,7 @@ impl Cluster {
             }
             407 if let Some(proxy) = &self.proxy => {
                 let (server, hint) = (self.server.to_string(), self.ask_version());
-                let reason = "wants a user and a password, or does not accept those of its URL";
+                let reason = "requires a user and a password, or does not accept those of its URL";
                 ClusterError::Unreachable { context, server, reason: format!("the proxy {proxy} {reason}"), hint }
             }
             429 | 500..=599 => ClusterError::Unavailable {

@@ -22,7 +22,7 @@ pub enum ProxyError {
     #[error("cannot be reached")]
     Unreached(#[source] BoxError),
     /// `scheme`: the scheme of the proxy's URL.
-    #[error("wants a user and a password: write them into its URL, {scheme}://USER:PASSWORD@HOST:PORT")]
+    #[error("requires a user and a password: write them into its URL, {scheme}://USER:PASSWORD@HOST:PORT")]
     WantsUser { scheme: &'static str },
     #[error("does not accept the user and the password of its URL")]
     NotAccepted,
@@ -223,7 +223,7 @@ mod tests {
                 Err("answers \"403 Forbidden by policy\" to CONNECT [fd00::1]:6443"),
             ),
             ("HTTP/1.1 201 Created\r\n\r\n", Err("answers \"201 Created\" to")),
-            ("HTTP/1.1 407 No\r\n\r\n", Err("wants a user and a password: write them into its URL, http://USER")),
+            ("HTTP/1.1 407 No\r\n\r\n", Err("requires a user and a password: write them into its URL, http://USER")),
             ("HTTP/1.1 200 OK\r\n", Err("closed the connection without an answer")),
             ("", Err("closed the connection without an answer")),
             ("\x15\x03\x01\x00\x02\x02\x50", Err("does not answer as an HTTP proxy does")),
@@ -256,7 +256,7 @@ mod tests {
             (true, &[(offer, b"\x05\x02"), (name, b"\x01\x00"), (request, reply)], Ok("hello")),
             (true, &[(offer, b"\x05\x02"), (name, b"\x01\x01")], Err("does not accept the user")),
             (true, &[(offer, b"\x05\xff")], Err("does not accept the user")),
-            (false, &[(plain, b"\x05\xff")], Err("wants a user and a password: write them into its URL, socks5://")),
+            (false, &[(plain, b"\x05\xff")], Err("requires a user and a password: write them into its URL, socks5://")),
             (false, &[(plain, b"HTTP/1.1 400")], Err("does not answer as a SOCKS5 proxy")),
             (false, &[(plain, b"")], Err("closed the connection without an answer")),
             (

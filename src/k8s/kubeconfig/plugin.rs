@@ -55,7 +55,7 @@ pub(super) fn find(
     let variables = variables(exec).map_err(of_user)?;
     if exec.interactive_mode == Some(ExecInteractiveMode::Always) {
         return Err(of_user(format!(
-            "'{command}' wants a terminal (interactiveMode: Always), and adit has none to give: write interactiveMode: \
+            "'{command}' requires a terminal (interactiveMode: Always), and adit has none to give: write interactiveMode: \
              IfAvailable, and sign in with the plugin by hand where it asks"
         )));
     }

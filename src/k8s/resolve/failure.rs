@@ -77,7 +77,7 @@ impl Lookup<'_> {
         ClusterError::NotReady {
             what: of_service.to_owned(),
             context: self.cluster.context.clone(),
-            cause: format!("there is no {what} at the moment"),
+            cause: format!("there is no {what} now"),
             hint: format!("{} -n {} get pod {name}", self.cluster.kubectl(), self.namespace),
         }
     }
