@@ -146,7 +146,7 @@ impl ExecStream {
         match &self.reports.server_ended {
             Some(ServerEnd::Broken(reason)) => return Some(self.broke(reason.clone())),
             // After the server's FIN, socat fails only if the server accepts no more bytes, which is not an error of the answer.
-            Some(ServerEnd::Clean) if self.close_sent || !has_failed && !self.status.is_empty() || code.is_some() => {
+            Some(ServerEnd::Clean) if self.close_sent || !has_failed && !status.is_null() || code.is_some() => {
                 return None;
             }
             _ => {}
@@ -171,7 +171,7 @@ impl ExecStream {
             return None;
         }
         // A node that loses the program, or an API server that loses the node, may report success.
-        if self.status.is_empty() || self.must_report {
+        if status.is_null() || self.must_report {
             return Some(StreamFault::Lost {
                 detail: format!("the exec in pod {} ended before the server did", self.pod),
             });
@@ -388,6 +388,22 @@ mod tests {
         let mut out = String::new();
         let error = stream.read_to_string(&mut out).await.unwrap_err();
         assert!(error.to_string().contains("without a status"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn reports_are_kept_in_bounds_and_an_incomplete_status_is_no_clean_end() {
+        let long = "x".repeat(2 * LONGEST_REPORT);
+        let status = format!(r#"{{"status":"Failure","message":"{long}"}}"#);
+        assert!(end(false, &[], &status).await.is_err());
+        let (near, _far) = duplex(64);
+        let (transport, protocol) = (ExecTransport::WebSocket, ExecProtocol::V5);
+        let executed = Executed { io: Box::new(near), transport, protocol, took: Duration::ZERO };
+        let mut stream = ExecStream::new(executed, "db:5432".to_owned(), "jump".to_owned());
+        for _ in 0..2 {
+            ExecStream::take(&mut stream, Channel::Stderr, Bytes::from(long.clone()));
+            ExecStream::take(&mut stream, Channel::Status, Bytes::from(long.clone()));
+        }
+        assert_eq!((stream.stderr.len(), stream.status.len()), (LONGEST_REPORT, LONGEST_REPORT));
     }
 
     #[tokio::test]
