@@ -338,13 +338,11 @@ pub fn change(object: &Value, field: Field, names: &BTreeSet<String>) -> Option<
 /// Returns a refusal if a controller owns one of the objects to change.
 pub fn check(
     name: &ServiceName,
-    has_selector: bool,
     objects: &[(&'static str, Field, &Value)],
     names: &BTreeSet<String>,
 ) -> Result<(), Refusal> {
     for (kind, field, object) in objects {
-        let is_touched = is_by_hand(object, has_selector) && change(object, *field, names).is_some();
-        if let Some(by) = controller_of(object).filter(|_| is_touched) {
+        if let Some(by) = controller_of(object).filter(|_| change(object, *field, names).is_some()) {
             let object = format!("{kind} {}/{}", name.namespace, text(&object["metadata"]["name"]));
             return Err(Refusal::Controlled { service: name.clone(), object, by });
         }
@@ -538,6 +536,13 @@ mod tests {
         assert_eq!(controller_of(&managers(&["kubectl-edit", "Patroni"])).unwrap(), "\"Patroni\"");
         let owner = with(json!({"ownerReferences": [{"kind": "Cluster", "name": "pg", "controller": true}]}));
         assert_eq!(controller_of(&owner).unwrap(), "Cluster pg");
+        for owner in
+            [json!({"kind": "Cluster", "name": "pg"}), json!({"kind": "Service", "name": "web", "controller": true})]
+        {
+            assert_eq!(controller_of(&with(json!({"ownerReferences": [owner]}))), None, "{owner}");
+        }
+        let left = json!({"labels": {SLICE_MANAGED_BY: CONTROLLER}, "managedFields": [{"manager": "Patroni"}]});
+        assert_eq!(controller_of(&with(left)), None, "the controller has let go of it");
         let leader = with(json!({"annotations": {"control-plane.alpha.kubernetes.io/leader": "{}"}}));
         assert!(controller_of(&leader).is_some());
         assert_eq!(controller_of(&slice()), None);
@@ -545,6 +550,32 @@ mod tests {
         assert!(!is_by_hand(&of(CONTROLLER), true) && is_by_hand(&of(CONTROLLER), false));
         assert!(!is_by_hand(&of(MIRRORING), false) && !is_by_hand(&of("adit"), false));
         assert!(is_by_hand(&of("staff"), true) && is_by_hand(&slice(), true));
+    }
+
+    #[test]
+    fn a_service_gets_a_slice_of_each_of_its_families() {
+        let name = ServiceName { namespace: "shop".into(), name: "web".into() };
+        let relay = Relay {
+            namespace: "relay".into(),
+            pod: "one".into(),
+            uid: "u".into(),
+            start: "s".into(),
+            addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+            node: Some("node-1".into()),
+        };
+        for (families, wanted) in [
+            (json!(null), &["web-adit"][..]),
+            (json!(["IPv4"]), &["web-adit"]),
+            (json!(["IPv6"]), &["web-adit-ipv6"]),
+            (json!(["IPv6", "IPv4"]), &["web-adit", "web-adit-ipv6"]),
+        ] {
+            let service = json!({"spec": {"ipFamilies": families}});
+            let slices = own_slices(&name, &service, &relay, &BTreeMap::new());
+            let names: Vec<_> = slices.iter().map(|slice| text(&slice["metadata"]["name"])).collect();
+            assert_eq!(names, wanted, "{families}");
+            // A Service may prefer endpoints near its clients.
+            assert!(slices.iter().all(|slice| slice["endpoints"][0]["nodeName"] == "node-1"));
+        }
     }
 
     #[test]

@@ -94,3 +94,37 @@ pub fn takeover(lease: Option<&Value>) -> Option<Takeover> {
 fn now() -> String {
     Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_goes_with_its_service_and_counts_its_holders() {
+        let name = ServiceName { namespace: "shop".into(), name: "web".into() };
+        let relay = |pod: &str| Relay {
+            namespace: "relay".into(),
+            pod: pod.into(),
+            uid: "u".into(),
+            start: "s".into(),
+            addresses: Vec::new(),
+            node: None,
+        };
+        let (one, two) = (relay("one"), relay("two"));
+        let service = json!({"metadata": {"name": "web", "uid": "1"}});
+        let mut lease = new(&name, &one, Some(&service), None);
+        let owner = json!({"apiVersion": "v1", "kind": "Service", "name": "web", "uid": "1"});
+        assert_eq!(lease["metadata"]["ownerReferences"], json!([owner]));
+        let us = one.to_string();
+        assert_eq!(standing(Some(&lease), &us), Standing::Ours);
+        assert_eq!(standing(Some(&lease), ""), Standing::Other(us.clone()));
+        let again = renewed(&lease, &one, None);
+        assert_eq!(again["spec"]["leaseTransitions"], Value::Null, "the same holder");
+        let taken = renewed(&lease, &two, None);
+        assert_eq!(taken["spec"]["leaseTransitions"], 1);
+        assert_eq!(taken["spec"]["leaseDurationSeconds"], DURATION.as_secs());
+        assert!(taken["spec"]["acquireTime"].is_string());
+        lease["spec"]["holderIdentity"] = Value::Null;
+        assert_eq!(standing(Some(&lease), &us), Standing::Free);
+    }
+}

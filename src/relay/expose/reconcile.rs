@@ -359,7 +359,7 @@ impl Step<'_> {
         let by_hand = scene.by_hand();
         let kinds = |kind: Kind| if kind == Kind::Endpoints { "Endpoints" } else { "EndpointSlice" };
         let by_hand: Vec<_> = by_hand.into_iter().map(|(kind, field, object)| (kinds(kind), field, object)).collect();
-        endpoints::check(self.name, scene.has_selector(), &by_hand, &names)?;
+        endpoints::check(self.name, &by_hand, &names)?;
         for own in endpoints::own_slices(self.name, service, self.relay, &BTreeMap::new()) {
             let same = |slice: &&Value| slice["metadata"]["name"] == own["metadata"]["name"];
             if scene.slices.iter().find(same).is_some_and(|slice| !endpoints::is_ours(slice)) {
@@ -501,10 +501,11 @@ impl Step<'_> {
             },
         };
         for (kind, field, object) in scene.by_hand() {
-            if let Some(patch) = endpoints::change(object, field, &BTreeSet::new()) {
-                let restored = self.kube.patch(kind, object, patch).await?;
-                self.disown(kind, restored).await?;
-            }
+            let restored = match endpoints::change(object, field, &BTreeSet::new()) {
+                Some(patch) => self.kube.patch(kind, object, patch).await?,
+                None => object.clone(),
+            };
+            self.disown(kind, restored).await?;
         }
         if let (Some(service), Some(before)) =
             (&service, before.filter(|before| before.relay == self.relay.to_string()))
@@ -563,5 +564,27 @@ impl Step<'_> {
             true => json!([{"apiVersion": "v1", "kind": "Pod", "name": self.relay.pod, "uid": self.relay.uid}]),
             false => json!([]),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_has_expired_when_it_has_not_changed_for_its_duration() {
+        let (expiry, name) = (Expiry::default(), ServiceName { namespace: "shop".into(), name: "web".into() });
+        let is_expired = |version: &str| {
+            let lease = json!({"metadata": {"resourceVersion": version}, "spec": {"leaseDurationSeconds": 30}});
+            expiry.is_expired(&name, &lease)
+        };
+        for (version, wanted) in [("1", false), ("1", false), ("2", false), ("2", false), ("2", true)] {
+            assert_eq!(is_expired(version), wanted, "{version}");
+            tokio::time::advance(Duration::from_secs(20)).await;
+        }
+        expiry.retain(&BTreeSet::from([name.clone()]));
+        assert!(is_expired("2"));
+        expiry.retain(&BTreeSet::new());
+        assert!(!is_expired("2"), "it is seen for the first time");
     }
 }

@@ -163,6 +163,46 @@ async fn answers_that_are_lost_late_or_refused_at_any_write_change_nothing_in_th
 }
 
 #[tokio::test]
+async fn the_owners_of_fields_are_those_of_before_after_a_relay_was_killed_at_its_end() {
+    let owners = json!([{"manager": "helm", "operation": "Apply"}]);
+    // Its last slice is there, or gone already.
+    for has_slice in [true, false] {
+        let place = Place::new().await;
+        place.put_outside();
+        let before = place.objects();
+        let world = place.demo.world();
+        let kinds = [("services", "outside"), ("endpointslices", "outside-1"), ("endpoints", "outside")];
+        for (kind, name) in kinds {
+            let mut object = (*world.get(kind, "shop", name).unwrap()).clone();
+            object["metadata"]["managedFields"] =
+                json!([owners[0], {"manager": "adit", "operation": "Update", "time": "2026-01-01T00:00:00Z"}]);
+            world.put(kind, object);
+        }
+        if has_slice {
+            let labels =
+                json!({"kubernetes.io/service-name": "outside", "endpointslice.kubernetes.io/managed-by": "adit"});
+            let metadata = json!({"namespace": "shop", "name": "outside-adit", "labels": labels});
+            world.put(
+                "endpointslices",
+                json!({"metadata": metadata, "addressType": "IPv4", "endpoints": [], "ports": []}),
+            );
+        }
+        let labels = json!({"adit/exposed": "true", "app.kubernetes.io/managed-by": "adit"});
+        let metadata = json!({"namespace": "shop", "name": "adit-outside", "labels": labels});
+        world.put("leases", json!({"metadata": metadata, "spec": {"holderIdentity": "relay/gone/uid/a"}}));
+        // Somebody else changes an object at the same time.
+        writes_meet(&place, usize::from(has_slice), 1, Mishap::Answer(409));
+        let relay = place.relay("one", "a").await;
+        place.is_again(&before).await;
+        for (kind, name) in kinds {
+            let object = world.get(kind, "shop", name).unwrap();
+            assert_eq!(object["metadata"]["managedFields"], owners, "{kind}, has slice: {has_slice}");
+        }
+        place.relay_ends(relay).await;
+    }
+}
+
+#[tokio::test]
 async fn a_write_that_is_done_after_its_time_is_undone() {
     let place = Place::new().await;
     let before = place.objects();
@@ -193,6 +233,9 @@ async fn one_relay_at_a_time_has_a_service() {
     let refused = bo.take("web.shop:80").await.unwrap_err();
     let wanted = "Service shop/web is taken over by default (127.0.0.1) through the relay relay/one";
     assert_eq!((refused.as_str(), place.served_by_us("web")), (wanted, vec![port]));
+    // The record on the Service says so too.
+    place.delete("leases", "adit-web").await;
+    assert_eq!(bo.take("web.shop:80").await.unwrap_err(), wanted);
     // Its pod disappears without a signal: another relay may take over at once.
     place.kill(one);
     place.demo.world().delete_pod("relay", "one", None);
@@ -201,6 +244,91 @@ async fn one_relay_at_a_time_has_a_service() {
     bo.goodbye().await;
     place.is_again(&before).await;
     place.relay_ends(two).await;
+}
+
+#[tokio::test]
+async fn a_relay_has_ended_with_its_pod_and_counts_as_alive_while_that_is_unknown() {
+    for (change, is_gone) in [
+        (json!({"metadata": {"uid": "another"}}), true),
+        (json!({"status": {"phase": "Failed"}}), true),
+        (json!({"status": {"phase": "Unknown"}}), false),
+    ] {
+        let place = Place::new().await;
+        let (one, two) = (place.relay("one", "a").await, place.relay("two", "a").await);
+        let (mut ana, mut bo) = (Laptop::connect(&one).await, Laptop::connect(&two).await);
+        ana.take("web.shop:80").await.unwrap();
+        place.kill(one);
+        place.demo.faults().forbid("get", "pods", true);
+        assert!(bo.take("web.shop:80").await.unwrap_err().contains("is taken over by"), "{change}");
+        let mut pod = (*place.demo.world().get("pods", "relay", "one").unwrap()).clone();
+        for (part, fields) in change.as_object().unwrap() {
+            fields.as_object().unwrap().iter().for_each(|(field, value)| pod[part][field] = value.clone());
+        }
+        place.demo.world().put("pods", pod);
+        place.demo.faults().forbid("get", "pods", false);
+        assert_eq!(bo.take("web.shop:80").await.is_ok(), is_gone, "{change}");
+        place.demo.world().delete_pod("relay", "one", None);
+        place.relay_ends(two).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_whose_service_is_being_restored_by_hand_is_told() {
+    let place = Place::new().await;
+    let relay = place.relay("one", "a").await;
+    let mut laptop = Laptop::connect(&relay).await;
+    laptop.take("web.shop:80").await.unwrap();
+    // Otherwise the relay sees that the person is not a pod, and has the Lease back.
+    place.demo.faults().forbid("get", "pods", true);
+    let mut lease = place.lease("web").unwrap();
+    lease["spec"]["holderIdentity"] = json!("adit/restore//1");
+    place.demo.world().put("leases", lease);
+    place.delete("endpointslices", "web-adit").await;
+    let Frame::Refused { reason, .. } = laptop.frame().await else { panic!("nothing was told") };
+    assert_eq!(reason, "Service shop/web was restored with 'adit expose restore'");
+    place.kill(relay);
+}
+
+#[tokio::test]
+async fn a_lease_is_renewed_as_long_as_its_relay_lives() {
+    let place = Place::new().await;
+    let relay = place.relay("one", "a").await;
+    let mut laptop = Laptop::connect(&relay).await;
+    laptop.take("web.shop:80").await.unwrap();
+    let renewed = || place.lease("web").unwrap()["spec"]["renewTime"].clone();
+    let before = renewed();
+    eventually("it is renewed", || async { renewed() != before }).await;
+    place.relay_ends(relay).await;
+}
+
+#[tokio::test]
+async fn any_trace_of_a_relay_is_found_and_removed() {
+    for trace in ["a label", "an original"] {
+        let place = Place::new().await;
+        place.put_outside();
+        let before = place.objects();
+        let world = place.demo.world();
+        match trace {
+            "a label" => {
+                let mut outside = place.service("outside");
+                outside["metadata"]["labels"] = json!({"adit/exposed": "true", "app": "outside"});
+                world.put("services", outside);
+            }
+            _ => {
+                let relay = place.relay("one", "a").await;
+                Laptop::connect(&relay).await.take("outside.shop:80").await.unwrap();
+                place.kill(relay);
+                // Somebody has restored the Service and the slices, but not the Endpoints.
+                world.put("services", before["services shop/outside"].clone());
+                world.put("endpointslices", before["endpointslices shop/outside-1"].clone());
+                place.delete("endpointslices", "outside-adit").await;
+            }
+        }
+        let relay = place.relay("one", "b").await;
+        eventually(trace, || async { place.ours().is_empty() }).await;
+        place.is_as_before("endpoints ", &before).await;
+        place.relay_ends(relay).await;
+    }
 }
 
 #[tokio::test]
