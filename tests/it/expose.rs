@@ -356,7 +356,109 @@ async fn a_slice_that_somebody_deletes_is_made_again() {
     place.delete("leases", "adit-web").await;
     eventually("both are there", || async { place.served_by_us("web") == [port] && place.lease("web").is_some() })
         .await;
+    // A slice of another relay is made this one's, and one that nobody needs is deleted.
+    let ours = place.slice("web-adit").unwrap();
+    let mut other = ours.clone();
+    other["metadata"]["annotations"]["adit/relay"] = json!("relay/gone/uid/a");
+    other["endpoints"][0]["addresses"] = json!(["10.9.9.9"]);
+    place.demo.world().put("endpointslices", other.clone());
+    other["metadata"]["name"] = json!("web-adit-ipv6");
+    other["addressType"] = json!("IPv6");
+    place.demo.world().put("endpointslices", other);
+    eventually("they are right", || async {
+        let found = place.slice("web-adit").unwrap();
+        let is_ours = (&found["metadata"]["annotations"], &found["endpoints"])
+            == (&ours["metadata"]["annotations"], &ours["endpoints"]);
+        is_ours && place.slice("web-adit-ipv6").is_none()
+    })
+    .await;
+    // So is one whose type cannot be changed.
+    let mut other = ours.clone();
+    other["addressType"] = json!("FQDN");
+    place.demo.world().put("endpointslices", other);
+    eventually("it is made again", || async {
+        place.slice("web-adit").is_some_and(|found| found["addressType"] == "IPv4")
+    })
+    .await;
     laptop.goodbye().await;
+    place.relay_ends(relay).await;
+}
+
+#[tokio::test]
+async fn changes_by_others_are_noticed_before_the_lease_is_renewed() {
+    let place = Place::new().await;
+    let relay = place.relay("one", "a").await;
+    let mut laptop = Laptop::connect(&relay).await;
+    let port = laptop.take("web.shop:80").await.unwrap();
+    let renewed = || place.lease("web").unwrap()["spec"]["renewTime"].clone();
+    let is_taken = || place.service("web")["metadata"]["annotations"]["adit/takeover"].is_string();
+    for kind in ["services", "endpointslices"] {
+        let mut is_noticed = false;
+        // A renewal may come in between by chance.
+        for _ in 0..3 {
+            let before = renewed();
+            match kind {
+                "services" => {
+                    let mut web = place.service("web");
+                    web["metadata"]["annotations"].as_object_mut().unwrap().remove("adit/takeover");
+                    place.demo.world().put("services", web);
+                }
+                _ => place.delete("endpointslices", "web-adit").await,
+            }
+            eventually(kind, || async { is_taken() && place.served_by_us("web") == [port] }).await;
+            is_noticed |= renewed() == before;
+            if is_noticed {
+                break;
+            }
+        }
+        assert!(is_noticed, "{kind}");
+    }
+    place.relay_ends(relay).await;
+}
+
+#[tokio::test]
+async fn a_port_has_an_endpoint_until_its_pods_are_behind_it_again() {
+    let place = Place::new().await;
+    let (world, metadata) = (place.demo.world(), json!({"namespace": "shop", "name": "slow"}));
+    let ports = json!([{"name": "http", "port": 80, "protocol": "TCP"}]);
+    let mut of_service = ports.clone();
+    of_service[0]["targetPort"] = json!(80);
+    world.put("services", json!({"metadata": metadata, "spec": {"clusterIP": "10.96.1.4", "ports": of_service}}));
+    // The demo has no controller of this name: the test is a slow one.
+    let labels = json!({
+        "kubernetes.io/service-name": "slow",
+        "endpointslice.kubernetes.io/managed-by": "endpointslicemirroring-controller.k8s.io"
+    });
+    let metadata = json!({"namespace": "shop", "name": "slow-1", "labels": labels});
+    let endpoints = json!([{"addresses": ["10.9.9.9"], "conditions": {"ready": true}}]);
+    let put = |ports: Value| {
+        let slice = json!({"metadata": metadata, "addressType": "IPv4", "endpoints": endpoints, "ports": ports});
+        world.put("endpointslices", slice);
+    };
+    put(json!([]));
+    let relay = place.relay("one", "a").await;
+    let mut laptop = Laptop::connect(&relay).await;
+    let port = laptop.take("slow.shop:80").await.unwrap();
+    laptop.goodbye().await;
+    let looks = || place.demo.faults().requests_seen("/namespaces/shop/endpointslices");
+    eventually("the Service is restored", || async { place.service("slow")["spec"]["ports"] == of_service }).await;
+    let before = looks();
+    eventually("it looks for the pods", || async { looks() > before + 2 }).await;
+    assert_eq!(place.served_by_us("slow"), [port]);
+    put(ports);
+    eventually("nothing of ours is left", || async { place.ours().is_empty() }).await;
+    place.relay_ends(relay).await;
+}
+
+#[tokio::test]
+async fn a_service_that_is_created_in_the_namespace_of_its_relay_goes_with_its_pod() {
+    let place = Place::new().await;
+    let relay = place.relay_with("one", "a", "services=relay/*", None).await;
+    let mut laptop = Laptop::connect(&relay).await;
+    laptop.open(Kind::Service, "fresh.relay:80").await.unwrap();
+    let fresh = place.demo.world().get("services", "relay", "fresh").unwrap();
+    let owner = json!({"apiVersion": "v1", "kind": "Pod", "name": "one", "uid": "uid-of-one"});
+    assert_eq!(fresh["metadata"]["ownerReferences"], json!([owner]));
     place.relay_ends(relay).await;
 }
 

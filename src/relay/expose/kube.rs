@@ -315,6 +315,31 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_change_names_what_was_read_and_a_list_is_read_to_its_end() {
+        use std::sync::{Arc, Mutex};
+        let sent = Arc::<Mutex<Vec<Value>>>::default();
+        let seen = sent.clone();
+        let server = tower::service_fn(move |request: Request<Body>| {
+            let seen = seen.clone();
+            async move {
+                let is_first = request.uri().query().is_some_and(|query| query.ends_with("&continue="));
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                seen.lock().unwrap().extend(serde_json::from_slice::<Value>(&body));
+                let answer = json!({"metadata": {"continue": if is_first { "more" } else { "" }}, "items": [1]});
+                Ok::<_, std::convert::Infallible>(http::Response::new(Body::from(answer.to_string().into_bytes())))
+            }
+        });
+        let kube = Kube::new(Client::new(server, "shop"));
+        assert_eq!(kube.list(Kind::Service, None, "adit/exposed").await.unwrap(), [1, 1]);
+        let read = json!({"metadata": {"namespace": "shop", "name": "web", "uid": "u", "resourceVersion": "7"}});
+        kube.patch(Kind::Service, &read, json!({})).await.unwrap();
+        kube.delete(Kind::Service, &read).await.unwrap();
+        let wanted = json!({"uid": "u", "resourceVersion": "7"});
+        let sent = sent.lock().unwrap();
+        assert_eq!((&sent[0]["metadata"], &sent[1]["preconditions"]), (&wanted, &wanted));
+    }
+
     #[test]
     fn the_chart_gives_these_permissions() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/adit/templates/serviceaccount.yaml");

@@ -176,6 +176,17 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_is_in_two_slices_is_one_and_a_copy_of_endpoints_counts_no_more_than_they_do() {
+        let ports = json!([{"name": "http", "port": 8080, "protocol": "TCP"}]);
+        // While controllers move a pod from one slice to another.
+        let of = |by| slice(by, ports.clone(), json!([endpoint("10.0.0.1", true, true)]));
+        let found = behind(&service(json!({"app": "web"})), &[of(CONTROLLER), of(CONTROLLER)], None, &taken(json!(80)));
+        assert_eq!(found.len(), 1);
+        let object = json!({"metadata": {}, "subsets": []});
+        assert_eq!(behind(&service(Value::Null), &[of(MIRRORING)], Some(&object), &taken(json!(80))), []);
+    }
+
+    #[test]
     fn a_port_that_a_slice_still_has_tells_its_number() {
         let ports = json!([{"name": "http", "port": 8080, "protocol": "TCP"}]);
         let slices = [slice(CONTROLLER, ports, json!([endpoint("10.0.0.1", true, true)]))];

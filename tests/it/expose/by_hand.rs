@@ -157,6 +157,15 @@ async fn a_person_needs_no_leases_and_is_told_what_is_missing() {
 }
 
 #[tokio::test]
+async fn a_lease_that_a_person_may_not_delete_stays() {
+    let (place, before, _laptop) = left_behind().await;
+    place.demo.faults().forbid("delete", "leases", true);
+    let restored = adit(&place, &["expose", "restore", "web.shop"]).await;
+    assert_eq!(restored.stdout, "restored shop/web\n", "{}", restored.stderr);
+    place.is_as_before("services", &before).await;
+}
+
+#[tokio::test]
 async fn a_cluster_that_does_not_answer_can_be_interrupted() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let home = tempfile::tempdir().unwrap();

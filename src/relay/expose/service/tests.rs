@@ -134,6 +134,15 @@ fn a_service_that_was_created_is_deleted_unless_somebody_has_made_it_theirs() {
         left["metadata"],
         json!({"namespace": "shop", "name": "web", "ownerReferences": [], "labels": {"app": "web"}})
     );
+    let mut labelled = two;
+    labelled["metadata"]["labels"]["app"] = json!("web");
+    let left = brought(&labelled, "r/1/u/s", &[]).unwrap();
+    assert_eq!(left["spec"], labelled["spec"], "a Service cannot be without a port");
+    // A Service of somebody else keeps its own labels.
+    let mut before = service(two_ports());
+    before["metadata"]["labels"][MANAGED_BY] = json!("adit");
+    let back = brought(&brought(&before, "r/1/u/s", &[80]).unwrap(), "r/1/u/s", &[]).unwrap();
+    assert_eq!(back, before);
 }
 
 #[test]
