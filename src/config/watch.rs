@@ -50,16 +50,12 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
     let mut content: Option<Vec<u8>> = None;
     let (events_tx, mut events) = mpsc::channel(1);
     let mut watcher = Folders::new(events_tx);
-    let mut is_first = true;
+    let (mut is_first, mut is_watching) = (true, false);
     let mut is_emptied = false;
     let mut had_content = false;
     let mut reader = Reader::default();
     let (mut unread, mut looks_again) = (None::<String>, false);
     loop {
-        let following =
-            watcher.as_mut().map_or(Following::Polling, |watcher| watcher.follow(std::slice::from_ref(&file)));
-        let is_watching = following != Following::Polling;
-        is_first |= following == Following::Anew;
         let mut asked_for = false;
         tokio::select! {
             () = std::future::ready(()), if std::mem::take(&mut is_first) => {}
@@ -71,6 +67,8 @@ pub async fn run(file: PathBuf, changes: watch::Sender<Option<Reload>>, mut look
             () = sleep(POLL), if !is_watching || looks_again => {}
             () = changes.closed() => return,
         }
+        // Before the read: a change after it causes an event.
+        is_watching = watcher.as_mut().is_some_and(|watcher| watcher.follow(std::slice::from_ref(&file)));
         let now = match reader.read(&file).await {
             Ok(now) => now,
             Err(error) => {
@@ -170,18 +168,19 @@ pub async fn touched(files: Vec<PathBuf>, changes: mpsc::Sender<()>) {
             .map(|file| file.metadata().and_then(|file| Ok((file.modified()?, file.len()))).ok())
             .collect::<Vec<_>>()
     };
-    let mut before = state();
     let (events_tx, mut events) = mpsc::channel(1);
     let mut watcher = Folders::new(events_tx);
+    // Before the look at the files: a change after it causes an event.
+    let mut follow = || watcher.as_mut().is_some_and(|watcher| watcher.follow(&files));
+    let mut is_watching = follow();
+    let mut before = state();
     loop {
-        let following = watcher.as_mut().map_or(Following::Polling, |watcher| watcher.follow(&files));
-        let is_watching = following != Following::Polling;
         tokio::select! {
-            () = std::future::ready(()), if following == Following::Anew => {}
             Some(()) = events.recv(), if is_watching => settle(&mut events).await,
             () = sleep(POLL), if !is_watching => {}
             () = changes.closed() => return,
         }
+        is_watching = follow();
         let now = state();
         if now != before {
             before = now;
@@ -199,17 +198,6 @@ struct Folders {
     folders: Vec<PathBuf>,
     /// Whether something was deleted or renamed. A folder loses its watch then, and another folder may have its name.
     is_stale: Arc<AtomicBool>,
-}
-
-/// How adit learns of changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Following {
-    /// From events.
-    Watching,
-    /// From events from now on. A change just before this had no event.
-    Anew,
-    /// By reading the file at intervals.
-    Polling,
 }
 
 impl Folders {
@@ -235,12 +223,13 @@ impl Folders {
         })
     }
 
-    /// Watches the folders of the files, and those of their symlinks' current targets.
-    fn follow(&mut self, files: &[PathBuf]) -> Following {
+    /// Watches the folders of the files, and those of their symlinks' current targets. Returns whether each change from now on
+    /// causes an event; if not, the files have to be polled.
+    fn follow(&mut self, files: &[PathBuf]) -> bool {
         let is_stale = self.is_stale.swap(false, Ordering::Relaxed);
         let Some(folders) = folders(files) else { return self.poll() };
         if folders == self.folders && !is_stale {
-            return Following::Watching;
+            return true;
         }
         for gone in self.folders.iter().filter(|folder| is_stale || !folders.contains(folder)) {
             // A deleted folder has lost its watch already.
@@ -253,15 +242,15 @@ impl Folders {
             }
         }
         self.folders = folders;
-        Following::Anew
+        true
     }
 
     /// Drops all watches, so that the next call of `follow` starts over.
-    fn poll(&mut self) -> Following {
+    fn poll(&mut self) -> bool {
         for folder in std::mem::take(&mut self.folders) {
             let _ = self.watcher.unwatch(&folder);
         }
-        Following::Polling
+        false
     }
 }
 
@@ -370,6 +359,30 @@ mod tests {
         symlink("v2", watched.folder.path().join("..data_tmp")).unwrap();
         fs::rename(watched.folder.path().join("..data_tmp"), watched.folder.path().join("..data")).unwrap();
         assert!(watched.next().await.unwrap().verbose);
+    }
+
+    #[tokio::test]
+    async fn a_file_behind_a_link_to_another_folder_is_followed_where_it_is() {
+        let real = tempfile::tempdir().unwrap();
+        let file = real.path().join("real.yaml");
+        fs::write(&file, "verbose: false\n").unwrap();
+        let mut watched = Watched::start(|folder| symlink(&file, folder.join("config.yaml")).unwrap()).await;
+        fs::write(&file, "verbose: true\n").unwrap();
+        assert!(watched.next().await.unwrap().verbose);
+    }
+
+    #[tokio::test]
+    async fn a_file_whose_folder_is_missing_is_told_of_once_it_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing");
+        let (changes_tx, mut changes) = mpsc::channel(1);
+        tokio::spawn(touched(vec![missing.join("config")], changes_tx));
+        sleep(Duration::from_millis(200)).await;
+        fs::create_dir(&missing).unwrap();
+        for text in ["one", "other"] {
+            fs::write(missing.join("config"), text).unwrap();
+            timeout(Duration::from_secs(10), changes.recv()).await.expect("a change within 10 s").unwrap();
+        }
     }
 
     #[tokio::test]
