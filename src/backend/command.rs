@@ -367,6 +367,62 @@ mod tests {
         timeout(Duration::from_secs(5), forgotten).await.expect("what is over is not shown");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_command_that_keeps_ending_is_restarted_after_longer_and_longer_pauses() {
+        let (commands, command) = (commands(), command(&["true"], CommandMode::Listen));
+        let pause = async || {
+            let began = Instant::now();
+            commands.pause(&command).await;
+            // The clock of the timers is coarse.
+            began.elapsed().as_millis() / 50 * 50
+        };
+        for wanted in [0, 250, 500, 1_000, 2_000, 4_000, 8_000, 10_000, 10_000] {
+            assert_eq!(pause().await, wanted);
+        }
+        tokio::time::advance(SOON).await;
+        assert_eq!(pause().await, 0, "it ran for a while");
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_command_is_told_and_another_program_on_its_port_is_not_taken_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let ends = folder.path().join("ends");
+        assert!(std::process::Command::new("mkfifo").arg(&ends).status().unwrap().success());
+        let script = format!("read line < {}; sleep 0.03; echo bad token >&2; exit 3", ends.display());
+        let command = command(&["sh", "-c", &script], CommandMode::Listen);
+        // Other tests must not take the other program for theirs.
+        let command = Arc::new(Command { ports: "21950-21999".parse().unwrap(), ..(*command).clone() });
+        let commands = commands();
+        let mut told = String::new();
+        // On a busy machine the end may take longer than adit waits for it.
+        for _ in 0..5 {
+            let program = Program { file: "/bin/sh".into(), path: "/bin:/usr/bin".into(), supervisor: None };
+            let port = commands.ports.take(command.ports).unwrap();
+            let number = port.number();
+            let _other = std::net::TcpListener::bind(("::1", number));
+            let process = Process::start(&command, &program, commands.watch(&command), Some(number)).unwrap();
+            // Opens once the command reads.
+            let end = std::fs::File::options().write(true).open(&ends).unwrap();
+            let endpoint = Endpoint {
+                pod: "sh".to_owned(),
+                container_port: number,
+                port: ServicePort { number, name: None, app_protocol: None },
+                protocol: "command",
+            };
+            let (placement, refuses) = (Placement::new("sh"), watch::Sender::new(None));
+            let addresses = vec![IpAddr::from([127, 0, 0, 1])];
+            let session =
+                ListenSession { process, port, addresses, endpoint, placement, gauges: Arc::default(), refuses };
+            let (connected, ()) = tokio::join!(session.connect(), async { drop(end) });
+            let Err(ConnectError::Over(reason)) = connected else { panic!("it does not listen") };
+            told = reason.to_string();
+            if told.contains("exit code 3: bad token") {
+                return;
+            }
+        }
+        panic!("{told}");
+    }
+
     #[tokio::test]
     async fn a_process_for_each_connection_speaks_over_its_standard_streams() {
         let session = commands().open(&command(&["cat"], CommandMode::Stdio)).await.unwrap();

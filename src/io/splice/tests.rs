@@ -50,6 +50,13 @@ async fn other_tasks_get_a_turn_during_a_transfer_that_never_waits() {
     assert!(polls > 20, "{polls}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_transfer_that_never_waits_goes_on_after_its_turn() {
+    let (mut client, mut backend) = (Eager { left: 0 }, Eager { left: 100 * CHUNK });
+    let end = tokio::time::timeout(HALF_CLOSED, splice(&mut client, &mut backend)).await.expect("it goes on");
+    assert_eq!(end.down, (100 * CHUNK) as u64);
+}
+
 #[tokio::test]
 async fn a_half_close_leaves_the_reply_alone() {
     let (mut client, mut front) = duplex(64);
@@ -185,6 +192,18 @@ async fn a_client_that_says_nothing_after_the_end_of_the_backend_is_waited_for_3
     let mut late = String::new();
     backend.read_to_string(&mut late).await.unwrap();
     assert_eq!(late, "late", "and the backend sees a clean end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_says_nothing_after_the_end_of_the_backend_has_a_second_in_a_drain() {
+    let ((_client, mut front), (mut back, backend)) = (duplex(64), duplex(64));
+    drop(backend);
+    let mut splice = Splice::new(&mut front, &mut back);
+    assert!(tokio::time::timeout(HALF_CLOSED / 2, splice.run()).await.is_err());
+    splice.hurry();
+    let drains = Instant::now();
+    splice.run().await;
+    assert!(drains.elapsed() <= IN_DRAIN + ROUND, "{:?}", drains.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -205,3 +205,65 @@ impl<T: Transport> Memory<T> {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Way {
+        A,
+        B,
+        C,
+    }
+    use Way::{A, B, C};
+
+    impl Transport for Way {
+        const ALL: &[Self] = &[A, B, C];
+
+        fn verb(self) -> &'static str {
+            "get"
+        }
+
+        fn name(self) -> &'static str {
+            "way"
+        }
+    }
+
+    /// Returns what is remembered after `works` has worked and the late answer to `late` has come. `meanwhile`: what is
+    /// remembered in between.
+    async fn remembered(works: Way, (late, is_switched): (Way, bool), meanwhile: Option<Way>) -> Option<Way> {
+        let memory = Memory::default();
+        let answer = match is_switched {
+            true => Answer::Switched { protocol: "spdy".to_owned(), io: Box::new(duplex(1).0) },
+            false => Answer::Refused(Refusal::odd_switch("spdy")),
+        };
+        let answering: BoxFuture<'static, Answered<Way>> = Box::pin(async move { (late, Ok(answer)) });
+        memory.remember(works, choice::order(A), FuturesUnordered::from_iter([answering]));
+        if let Some(meanwhile) = meanwhile {
+            memory.replace(works, meanwhile);
+        }
+        let mut tasks = std::mem::take(&mut *memory.late.lock().unwrap());
+        while tasks.join_next().await.is_some() {}
+        *memory.worked.lock().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_transport_before_the_one_that_worked_is_remembered_once_it_works_late() {
+        assert_eq!(remembered(B, (A, true), None).await, Some(A));
+        assert_eq!(remembered(B, (A, false), None).await, Some(B), "it was refused");
+        assert_eq!(remembered(B, (C, true), None).await, Some(B), "the order counts, not the time");
+        assert_eq!(remembered(B, (A, true), Some(C)).await, Some(C), "what was learned since counts");
+    }
+
+    #[test]
+    fn a_silent_transport_is_replaced_only_while_it_is_the_remembered_one() {
+        for (before, after) in [(None, B), (Some(A), B), (Some(C), C)] {
+            let memory = Memory { worked: Arc::new(Mutex::new(before)), ..Memory::default() };
+            memory.replace(A, B);
+            assert_eq!(*memory.worked.lock().unwrap(), Some(after), "{before:?}");
+        }
+    }
+}

@@ -370,3 +370,84 @@ impl Drop for ReturningConnection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use hyper_util::rt::TokioIo;
+    use tokio::{io::duplex, time::advance};
+
+    use super::*;
+
+    fn key(name: &str) -> Key {
+        Key { target: Target::Named(name.into()), scheme: Scheme::Http, tls: None }
+    }
+
+    /// Returns a connection to a backend that allows one stream.
+    async fn h2() -> H2 {
+        let (near, far) = duplex(1024);
+        let (sender, connection) = http2::client::handshake(Box::new(near)).await.unwrap();
+        tokio::spawn(connection);
+        tokio::spawn(async move {
+            let mut backend = h2::server::Builder::new();
+            let mut backend = backend.max_concurrent_streams(1).handshake::<_, Bytes>(far).await.unwrap();
+            while backend.accept().await.is_some() {}
+        });
+        while sender.most_streams() != 1 {
+            tokio::task::yield_now().await;
+        }
+        H2::new(sender, Heard::default())
+    }
+
+    #[tokio::test]
+    async fn a_target_has_a_bounded_number_of_unused_connections() {
+        let (pool, mut ends) = (Pool::new(Drain::new()), Vec::new());
+        for _ in 0..=MOST_IDLE {
+            let (near, far) = duplex(64);
+            let (sender, connection) = http1::handshake(TokioIo::new(near)).await.unwrap();
+            tokio::spawn(connection);
+            ends.push(far);
+            let h1 = H1 { sender, heard: Heard::default(), trailers: Trailers::default(), kept: None };
+            drop(pool.returning(key("web"), Sender::H1(h1), Placement::new("web-1")));
+        }
+        assert_eq!(pool.lock().idle[&key("web")].len(), MOST_IDLE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beyond_its_size_the_pool_closes_what_is_unused_for_longest() {
+        let (pool, mut used) = (Pool::new(Drain::new()), Vec::new());
+        for number in 0..=MOST_SHARED {
+            let h2 = h2().await;
+            pool.share(key(&number.to_string()), &h2, Placement::new("web-1"));
+            // The first one stays in use.
+            used.extend((number == 0).then_some(h2));
+            advance(Duration::from_millis(1)).await;
+        }
+        let state = pool.lock();
+        assert_eq!(state.h2.len(), MOST_SHARED);
+        assert!(state.h2.contains_key(&key("0")) && !state.h2.contains_key(&key("1")));
+    }
+
+    #[tokio::test]
+    async fn a_backend_gets_another_connection_only_while_all_are_full_and_not_too_many() {
+        let (pool, mut used) = (Pool::new(Drain::new()), Vec::new());
+        let count = || pool.lock().h2[&key("web")].len();
+        for _ in 0..2 {
+            pool.share(key("web"), &h2().await, Placement::new("web-1"));
+            assert_eq!(count(), 1, "it has room");
+        }
+        used.push(pool.take_shared(&key("web")).unwrap().0);
+        for number in 1..=MOST_SHARED_BY_ONE {
+            let h2 = h2().await;
+            pool.share(key("web"), &h2, Placement::new("web-1"));
+            used.push(Sender::H2(h2));
+            assert_eq!(count(), MOST_SHARED_BY_ONE.min(number + 1));
+        }
+        assert!(pool.take_shared(&key("web")).is_some(), "the request waits for a stream");
+        // One that is unused makes room for another backend's.
+        let load = pool.lock().h2[&key("web")][1].load.clone();
+        drop(used.remove(1));
+        pool.lock().close_oldest();
+        assert!(pool.lock().h2[&key("web")].iter().all(|one| !Arc::ptr_eq(&one.load, &load)));
+    }
+}
