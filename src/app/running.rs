@@ -121,16 +121,13 @@ impl Running {
                 changed = changes.changed(), if is_followed => match changed {
                     Ok(()) => {
                         let reload = changes.borrow_and_update().clone();
+                        self.refused = None;
                         match reload {
                             Some(Reload { config: Ok(config), asked_for }) => {
-                                self.refused = None;
                                 self.reload((*config).clone(), asked_for, false).await;
                                 self.serve_local(drain);
                             }
-                            Some(Reload { config: Err(reason), .. }) => {
-                                self.refused = None;
-                                self.reject(&reason);
-                            }
+                            Some(Reload { config: Err(reason), .. }) => self.reject(&reason),
                             None => {}
                         }
                     }

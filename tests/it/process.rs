@@ -293,9 +293,32 @@ async fn a_configuration_whose_port_was_taken_is_applied_once_the_port_is_free()
     let other = taken.local_addr().unwrap();
     fs::write(process.config(), tcp_route("127.0.0.1", other.port())).unwrap();
     process.logs("config not reloaded").await;
+    // Until the next attempt, which fails too.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(process.log().matches("config not reloaded").count(), 1, "{}", process.log());
     drop(taken);
     process.logs("config reloaded").await;
     assert!(process.get(other, "any").await.is_some(), "{}", process.log());
+    eventually("nothing is refused", || async { !process.status().await.contains("config not reloaded") }).await;
+}
+
+#[tokio::test]
+async fn a_configuration_whose_port_was_taken_is_forgotten_once_the_file_has_another() {
+    let first = tcp_route("127.0.0.1", free_port().await);
+    let process = Process::start(&first, &[]).await;
+    for next in [first.as_str(), "http: [not, a, map]\n"] {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let other = taken.local_addr().unwrap();
+        fs::write(process.config(), tcp_route("127.0.0.1", other.port())).unwrap();
+        let refused = format!("cannot listen on {other}");
+        eventually("it is refused", || async { process.status().await.contains(&refused) }).await;
+        fs::write(process.config(), next).unwrap();
+        eventually("the next one counts", || async { !process.status().await.contains(&refused) }).await;
+        drop(taken);
+        // Longer than until the next attempt.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        assert!(process.get(other, "any").await.is_none(), "{}", process.log());
+    }
 }
 
 #[tokio::test]

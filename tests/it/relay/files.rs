@@ -181,11 +181,13 @@ async fn everybody_may_ask_for_numbers_and_nobody_sees_clients() {
         secret: OTHER.into(),
         trust: Trust::Secret,
         local_host: None,
-        tunnels: vec![Wanted { local_port: 1, kind: Kind::Tcp, port: 0, name: String::new() }],
+        tunnels: vec![Wanted { local_port: echo().await.0, kind: Kind::Tcp, port: 0, name: String::new() }],
     };
     let (mut rx, _running) = start(options, &client_drain);
     let public = opened(&mut rx).await;
-    TcpStream::connect(public).await.expect("[::] takes visitors by IPv4");
+    let mut visitor = TcpStream::connect(public).await.expect("[::] takes visitors by IPv4");
+    visitor.write_all(b"x").await.unwrap();
+    assert_eq!(timeout(PATIENCE, visitor.read_u8()).await.unwrap().unwrap(), b'x');
     let ask = async |address: SocketAddr, host: &str, method: &str, path: &str| {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
@@ -219,7 +221,12 @@ async fn everybody_may_ask_for_numbers_and_nobody_sees_clients() {
         let post = ask(address, "127.0.0.1", "POST", path).await.to_ascii_lowercase();
         assert!(post.starts_with("http/1.1 405") && post.contains("allow: get, head"), "{post}");
     }
-    client_drain.start();
+    // While it finishes what is in progress, it is not ready.
     drain.start();
+    for address in [admin, metrics] {
+        assert!(get(address, "127.0.0.1", "/readyz").await.starts_with("HTTP/1.1 503"));
+    }
+    drop(visitor);
+    client_drain.start();
     timeout(PATIENCE, running).await.expect("it ends").unwrap();
 }

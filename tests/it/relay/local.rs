@@ -60,6 +60,31 @@ async fn what_time_can_heal_is_tried_again_and_the_status_says_what_it_waits_for
 }
 
 #[tokio::test]
+async fn each_local_port_has_its_own_status_and_a_late_reload_brings_its_local_ports() {
+    let (one, two) = (echo().await.0, echo().await.0);
+    let ((_first, of_one, _folder), (_second, of_two, _other)) = (relay_for(one).await, relay_for(one).await);
+    let of_three = of_one.replacen(&one.to_string(), &two.to_string(), 1);
+    let adit = Process::start(&format!("local: [{of_one}, {of_two}, {of_three}]\n"), &[]).await;
+    let are_open = async |count: usize| {
+        let (_, json, _) = adit.command(&["status", "-o", "json"]).await;
+        let status: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let states: Vec<_> = status["local"].as_array().unwrap().iter().map(|local| local["state"].clone()).collect();
+        states == vec!["open"; count]
+    };
+    eventually("three are open", || are_open(3)).await;
+    // A configuration that waits for a port is applied as a whole once the port is free.
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let route = format!("{port}: {{namespace: shop, service: web, port: 80, listen: 127.0.0.1}}");
+    let config = format!("local: [{of_two}, {of_three}]\ntcp: {{k8s: {{routes: {{{route}}}}}}}\n");
+    std::fs::write(adit.config(), config).unwrap();
+    adit.logs("config not reloaded").await;
+    assert!(are_open(3).await);
+    drop(taken);
+    eventually("two are left", || are_open(2)).await;
+}
+
+#[tokio::test]
 async fn the_former_name_goes_on_working_with_a_note() {
     let (port, _) = echo().await;
     let (_relay, local, _folder) = relay_for(port).await;

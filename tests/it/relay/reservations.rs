@@ -156,7 +156,7 @@ async fn a_client_that_has_fallen_silent_makes_room_for_one_of_its_key() {
     let began = tokio::time::Instant::now();
     let mut back = Bare::connect(&relay, "ana").await;
     assert_eq!(back.open(0, Kind::Tcp, port, "").await, Ok(port));
-    assert_eq!(back.open(1, Kind::Http, 0, "web").await, Ok(0));
+    assert_eq!(back.open(1, Kind::Http, 0, "Web=localhost:3000").await, Ok(0));
     assert!(
         began.elapsed() < Duration::from_secs(15),
         "{:?}: not only when the silence counts as an end",
@@ -183,4 +183,19 @@ async fn a_key_cannot_reserve_more_than_it_may_open() {
     for id in 0..2 {
         bo.open(id, Kind::Tcp, 0, "").await.unwrap();
     }
+    drop(bo);
+    eventually("the relay knows", || async { relay.server.snapshot().is_empty() }).await;
+    // What a client opens counts too: the oldest reservations of its key end.
+    let (mut ana, mut bo) = (Bare::connect(&relay, "ana").await, Bare::connect(&relay, "bo").await);
+    for (id, name) in (0..).zip(["a", "b"]) {
+        ana.open(id, Kind::Http, 0, name).await.unwrap();
+    }
+    drop(ana);
+    eventually("the relay knows", || async { relay.server.snapshot().is_empty() }).await;
+    assert!(bo.open(0, Kind::Http, 0, "a").await.unwrap_err().contains("is reserved"));
+    let mut back = Bare::connect(&relay, "ana").await;
+    for (id, name) in (0..).zip(["c", "d"]) {
+        back.open(id, Kind::Http, 0, name).await.unwrap();
+    }
+    bo.open(0, Kind::Http, 0, "a").await.unwrap();
 }
