@@ -211,8 +211,8 @@ impl Manager {
                     tokio::task::yield_now().await;
                 }
                 Ok(_) => return Err(OpenError::TimedOut { after: BUDGET }),
-                // The tunnel has just gone idle, or was stopped by hand: open another one.
-                Err(NotRunning::Over) if !self.shared.drain.is_draining() && Instant::now() < deadline => {
+                // The tunnel has just gone idle, or was stopped by hand: open another one, unless the drain has started.
+                Err(NotRunning::Over) if Instant::now() < deadline => {
                     tokio::task::yield_now().await;
                 }
                 Err(not_running) => return Err(not_running.into()),
