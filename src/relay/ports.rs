@@ -122,15 +122,15 @@ mod tests {
         assert!(matches!(ports.open(&key(vec![1..=2]), 24_101, &none, &mut book), Err(PortError::NotAllowed(24_101))));
         drop(open);
         // A client is lost: its port is reserved, and others get the rest.
-        book.keep(Public::Port(24_101), "k", [1; 16], 9, None);
+        book.keep(Public::Port(24_101), "k", [1; 16], None);
         assert!(matches!(ports.open(&other, 24_101, &none, &mut book), Err(PortError::Reserved(_))));
         let others: Vec<_> = (0..2).map(|_| ports.open(&any, 0, &none, &mut book).unwrap().1).collect();
         assert!(!others.contains(&24_101));
         // Its key gets the port back, with the resume token or without: a killed client has lost the token.
         assert_eq!(ports.open(&any, 0, &[1; 16], &mut book).unwrap().1, 24_101);
-        book.keep(Public::Port(24_101), "k", [1; 16], 9, None);
+        book.keep(Public::Port(24_101), "k", [1; 16], None);
         assert_eq!(ports.open(&any, 24_101, &none, &mut book).unwrap().1, 24_101);
-        book.keep(Public::Port(24_102), "k", [2; 16], 9, None);
+        book.keep(Public::Port(24_102), "k", [2; 16], None);
         tokio::time::advance(RESERVED_FOR).await;
         assert_eq!(ports.open(&other, 24_102, &none, &mut book).unwrap().1, 24_102);
     }

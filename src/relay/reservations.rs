@@ -74,16 +74,14 @@ pub struct Reservations {
 }
 
 impl Reservations {
-    /// Reserves a port or a name for a key. `most`: maximum number of reservations of the key; the oldest ones end.
-    /// `listener`: the listener of a public port, for its visitors.
-    pub fn keep(&mut self, public: Public, key: &str, resume: Token, most: usize, listener: Option<Arc<TcpListener>>) {
+    /// Reserves a port or a name for a key. `listener`: the listener of a public port, for its visitors.
+    pub fn keep(&mut self, public: Public, key: &str, resume: Token, listener: Option<Arc<TcpListener>>) {
         let until = Timestamp::now()
             .checked_add(SignedDuration::from_secs(RESERVED_FOR.as_secs().cast_signed()))
             .unwrap_or(Timestamp::MAX);
         let (since, over) = (Instant::now(), CancellationToken::new());
         let reservation = Reservation { key: key.to_owned(), resume, since, until, listener, over };
         self.kept.insert(public, reservation);
-        self.limit(key, most);
     }
 
     /// Ends the oldest reservations of a key until at most `most` are left.
@@ -164,8 +162,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_reservation_is_the_keys_and_ends() {
         let mut book = Reservations::default();
-        book.keep(name("web"), "ana", [1; 16], 9, None);
-        book.keep(Public::Port(20_000), "ana", [2; 16], 9, None);
+        book.keep(name("web"), "ana", [1; 16], None);
+        book.keep(Public::Port(20_000), "ana", [2; 16], None);
         assert_eq!(book.check(&name("web"), "ana"), Ok(()));
         let refused = book.check(&name("web"), "bo").unwrap_err().to_string();
         assert!(
@@ -191,10 +189,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_key_has_a_bounded_number_of_them() {
         let mut book = Reservations::default();
-        book.keep(Public::Port(1), "bo", [0; 16], 2, None);
+        book.keep(Public::Port(1), "bo", [0; 16], None);
         for port in 10..20 {
             tokio::time::advance(Duration::from_millis(1)).await;
-            book.keep(Public::Port(port), "ana", [0; 16], 2, None);
+            book.keep(Public::Port(port), "ana", [0; 16], None);
+            book.limit("ana", 2);
         }
         let kept: Vec<u16> = (0..30).filter(|port| book.is_kept(&Public::Port(*port))).collect();
         assert_eq!(kept, [1, 18, 19], "its latest, and those of others");

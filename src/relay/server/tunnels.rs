@@ -149,10 +149,7 @@ impl Server {
             state.tunnels.remove(&tunnel.number);
             let listener = tunnel.listener.lock().expect("no panic while the lock is held").take();
             if is_kept {
-                let key = &tunnel.session.key.name;
-                // A key must not have more ports and names than `tunnels_per_key`, reserved ones included.
-                let most = self.spare_tunnels(&state, key);
-                state.reservations.keep(tunnel.public(), key, tunnel.resume, most, listener);
+                state.reservations.keep(tunnel.public(), &tunnel.session.key.name, tunnel.resume, listener);
             }
             state.changed.send_replace(());
         }

@@ -161,6 +161,7 @@ impl Server {
         state.next_tunnel += 1;
         let tunnel = Arc::new(make(state.next_tunnel));
         state.tunnels.insert(tunnel.number, tunnel.clone());
+        // A key must not have more ports and names than `tunnels_per_key`, reserved ones included.
         let most = self.spare_tunnels(&state, &session.key.name);
         state.reservations.limit(&session.key.name, most);
         state.changed.send_replace(());
