@@ -1,6 +1,6 @@
 //! Errors of opening a session, and reasons for the end of a stream or a session.
 
-use std::{io, time::Duration};
+use std::{io, slice, time::Duration};
 
 use crate::{
     error_code::ErrorCode,
@@ -162,6 +162,7 @@ impl OpenError {
                 | ClusterError::NotFound { .. }
                 | ClusterError::NoSuchPort { .. }
                 | ClusterError::ChoosePort { .. }
+                | ClusterError::PortAsPod { .. }
                 | ClusterError::Unsupported { .. },
             ) => Blame::Asked,
             _ => Blame::Cluster,
@@ -187,10 +188,12 @@ impl OpenError {
         }
     }
 
-    /// Returns the ports to choose from, if the target has several and the name has none or a wrong one. Else empty.
+    /// Returns the ports to choose from, if the target has several and the name has none or a wrong one, or has the
+    /// port's name for a pod's. Else empty.
     pub fn ports(&self) -> &[ServicePort] {
         match self {
             Self::Cluster(ClusterError::ChoosePort { ports, .. } | ClusterError::NoSuchPort { ports, .. }) => ports,
+            Self::Cluster(ClusterError::PortAsPod { port, .. }) => slice::from_ref(port),
             _ => &[],
         }
     }

@@ -179,6 +179,7 @@ fn reply(error: &ForwardError) -> Reply {
             | ClusterError::NotFound { .. }
             | ClusterError::NoSuchPort { .. }
             | ClusterError::ChoosePort { .. }
+            | ClusterError::PortAsPod { .. }
             | ClusterError::Unsupported { .. }
             | ClusterError::NotServed { .. } => Reply::HostUnreachable,
         },

@@ -93,6 +93,9 @@ pub enum ClusterError {
     /// No port was requested, and none of several is the obvious one; or the containers of a pod declare none.
     #[error("{what} in context {context} {}: which one?", if ports.is_empty() { "declares no ports" } else { "has several ports" })]
     ChoosePort { what: String, context: ContextName, ports: Vec<ServicePort> },
+    /// A name has a port of `what`, a Service, where the name of a pod belongs: `amqp.queue.shop.localhost`.
+    #[error("no pod {name} behind {what} in context {context}: {name} is one of its ports")]
+    PortAsPod { what: String, context: ContextName, name: String, port: ServicePort },
     /// `cause` has the state of the pods: `0 of 2 pods ready (web-7c4: CrashLoopBackOff)`.
     #[error("no ready pod behind {what} in context {context}")]
     NotReady { what: String, context: ContextName, cause: String, hint: String },
@@ -116,7 +119,7 @@ impl ClusterError {
             Self::TimedOut { .. } => ErrorCode::TimedOut,
             Self::Unavailable { .. } => ErrorCode::Unavailable,
             Self::NotServed { .. } => ErrorCode::NotServed,
-            Self::NotFound { .. } => ErrorCode::NotFound,
+            Self::NotFound { .. } | Self::PortAsPod { .. } => ErrorCode::NotFound,
             Self::NoSuchPort { .. } => ErrorCode::NoSuchPort,
             Self::ChoosePort { .. } => ErrorCode::ChoosePort,
             Self::NotReady { .. } => ErrorCode::NotReady,
@@ -160,6 +163,7 @@ impl ClusterError {
             Self::NoSuchPort { ports, .. } | Self::ChoosePort { ports, .. } => {
                 Some(format!("the ports are {}", join(ports)))
             }
+            Self::PortAsPod { name, port, .. } => Some(format!("write {} in place of {name}", port.number)),
             Self::Forbidden { hint, .. } => Some(hint.to_string()),
             Self::NotReady { hint, .. }
             | Self::Unreachable { hint, .. }

@@ -8,6 +8,7 @@ mod failure;
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{
     Api,
     api::{ListParams, ObjectList},
@@ -155,6 +156,14 @@ async fn follow_aliases(
     Err(lookup.unsupported(&lookup.what(&workload), &why, None))
 }
 
+/// Returns the port of a Service that has the name, or whose `targetPort` has it.
+fn port_called(spec: &ServiceSpec, name: &str) -> Option<ServicePort> {
+    let is_it = |port: &ServicePort| {
+        port.name.as_deref() == Some(name) || target_port(spec, port) == IntOrString::String(name.to_owned())
+    };
+    tcp_ports(spec).into_iter().find(is_it)
+}
+
 /// Returns the pods in slices, and the pods behind addresses for which slices name no pod. For watches: starts no sign-in.
 pub(super) async fn of_slices(
     cluster: &Cluster,
@@ -257,8 +266,16 @@ impl Lookup<'_> {
         let pod = match pod {
             Ok(pod) => pod,
             Err(AskError::Failed(error)) => return Err(error),
-            // A retry may help, so this is not a NotFound: a StatefulSet replaces a pod by one with the same name.
-            Err(AskError::NotFound) => return Err(self.no_such_pod(&what, &of_service, name)),
+            Err(AskError::NotFound) => {
+                return Err(match port_called(&spec, name) {
+                    Some(port) => {
+                        let (context, name) = (self.cluster.context.clone(), name.to_owned());
+                        ClusterError::PortAsPod { what: of_service, context, name, port }
+                    }
+                    // A retry may help, so this is not a NotFound: a StatefulSet replaces a pod by one with the same name.
+                    None => self.no_such_pod(&what, &of_service, name),
+                });
+            }
         };
         let selector = spec.selector.clone().unwrap_or_default();
         let is_selected = endpoints::selects(&selector, &pod);

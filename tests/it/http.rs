@@ -54,6 +54,10 @@ async fn what_cannot_be_reached_is_told_in_words() {
     let app = TestApp::start("").await;
     for (host, status, words) in [
         ("queue.shop.localhost", 404, "5672.queue.shop.localhost"),
+        ("amqp.queue.shop.localhost", 404, "amqp is one of its ports"),
+        ("amqp.queue.shop.localhost", 404, "http://5672.queue.shop.localhost:"),
+        ("5672.amqp.queue.shop.localhost", 404, "http://5672.queue.shop.localhost:"),
+        ("amqp.queue.shop.demo.cx.localhost", 404, "http://5672.queue.shop.demo.cx.localhost:"),
         ("payments.shop.localhost", 404, "ExternalName for api.example.com"),
         ("legacy.shop.localhost", 404, "no selector"),
         ("dns.shop.localhost", 404, "UDP"),

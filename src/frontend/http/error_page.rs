@@ -14,7 +14,7 @@ use crate::{
     error_code::ErrorCode,
     html::escape,
     routing::RouteError,
-    tunnel::{Blame, OpenError, StreamFault},
+    tunnel::{Blame, ClusterError, OpenError, StreamFault},
 };
 
 /// Header with the stable code of an error.
@@ -133,6 +133,13 @@ impl Page {
         // The links replace the port in the requested name, if it has one.
         let base =
             host.split_once('.').filter(|(first, _)| first.parse::<u16>().is_ok()).map_or(host, |(_, rest)| rest);
+        // A port's name in the place of a pod's goes too.
+        let base = match error {
+            OpenError::Cluster(ClusterError::PortAsPod { name, .. }) => {
+                base.strip_prefix(&**name).and_then(|rest| rest.strip_prefix('.')).unwrap_or(base)
+            }
+            _ => base,
+        };
         let links = error.ports().iter().map(|port| (port.to_string(), format!("{}.{base}", port.number))).collect();
         Self {
             cause: error.cause(),

@@ -17,7 +17,7 @@ use crate::{
     frontend::{door::NoPassword, protocol},
     guard::{normaliser::Refused, origin::Foreign},
     routing::{PodTarget, Route, RouteError, hostname::DynamicName},
-    tunnel::{Lease, OpenError, SignInReport},
+    tunnel::{ClusterError, Lease, OpenError, SignInReport},
     wire::http1::Refusal,
 };
 
@@ -149,12 +149,14 @@ pub fn unopened(error: &OpenError, host: &str, route: &Route) -> Page {
     // A route's name cannot contain a port: link to the dynamic name of the same target.
     if !error.ports().is_empty()
         && let Some(target) = route.target.pods()
-        && let Workload::Service(_) = target.workload
+        && let Workload::Service(service) | Workload::PodOfService { service, .. } = &target.workload
+        && (matches!(target.workload, Workload::Service(_))
+            || matches!(error, OpenError::Cluster(ClusterError::PortAsPod { .. })))
     {
         let base = DynamicName {
             context: None,
             namespace: target.namespace.clone(),
-            workload: target.workload.clone(),
+            workload: Workload::Service(service.clone()),
             port: PortRef::Auto,
         };
         if !host.ends_with(&base.to_string()) && !host.ends_with(".cx.localhost") {
