@@ -21,6 +21,7 @@ use crate::{
     frontend::{
         Connection,
         door::Door,
+        greeting::end_with,
         http::{HttpFrontend, HttpVersion, proxy_connect::ConnectFrontend},
         proxied,
         socks::SocksFrontend,
@@ -31,9 +32,14 @@ use crate::{
     routing::{SharedRouter, table},
     wire::{
         self, connect,
+        database::{is_resp, redis_error},
         sniff::{Protocol, Sniff, sniff},
     },
 };
+
+/// Error for a Redis client without TLS.
+const NAMELESS_REDIS: &str =
+    "adit: Redis without TLS sends no host name to route by (hint: connect through a route of tcp.k8s.routes)";
 
 /// Frontends of the forward proxy.
 pub struct ForwardFrontends {
@@ -124,6 +130,13 @@ impl Mux {
         let Some(protocol) = sniffed.filter(|protocol| *protocol != Protocol::Socks5 || forwards) else {
             self.metrics.unknown_connections.fetch_add(1, Ordering::Relaxed);
             let first = received.escape_ascii().to_string();
+            if is_resp(&received) {
+                let error = redis_error(NAMELESS_REDIS);
+                tokio::select! {
+                    () = end_with(&mut stream, &error) => {}
+                    () = drain.started() => {}
+                }
+            }
             return info!(connection = connection.id, peer = %connection.peer, first = &first[..first.len().min(60)], "closed: neither HTTP nor TLS");
         };
         let is_locked = connection.door.is_private() && matches!(protocol, Protocol::Tls | Protocol::Postgres);

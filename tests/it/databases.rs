@@ -177,6 +177,20 @@ async fn psql_cancels_a_query_by_name() {
 }
 
 #[tokio::test]
+async fn redis_on_the_listener_of_names_is_told_that_it_sends_none() {
+    let app = TestApp::start("").await;
+    for request in ["*1\r\n$4\r\nPING\r\n", "PING\r\n"] {
+        let mut stream = TcpStream::connect(app.http).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert!(answer.starts_with("-ERR adit: ") && answer.contains("tcp.k8s.routes"), "{answer:?}");
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
 async fn clients_of_mysql_and_redis_are_told_in_their_own_protocol() {
     let (mysql, redis, plain) = (free_port(), free_port(), free_port());
     let app = TestApp::start(&routes(&format!(
