@@ -12,14 +12,15 @@ use self::find::{InCluster, find, no_relay, secret};
 use super::{
     Globals, Output, local,
     named_service::NamedService,
-    place::Place,
+    place::{Place, serving},
     report::{CliError, print},
     server,
     up::{self, Signals},
 };
 use crate::{
+    admin::api::services::named_context,
     backend::Backends,
-    config::{ContextName, Namespace},
+    config::{ContextName, Namespace, PortRef, Workload},
     drain::Drain,
     relay::{
         Kind,
@@ -30,6 +31,7 @@ use crate::{
         },
         tls::Trust,
     },
+    routing::hostname::DynamicName,
     telemetry,
     tunnel::Manager,
 };
@@ -156,20 +158,21 @@ async fn by_hand(globals: &Globals, command: Option<Command>) -> Result<(), CliE
 struct Setup {
     options: Options,
     service: ServiceName,
-    /// Line to print once it is open.
+    /// Lines to print once it is open.
     shown: String,
     /// Drain of the port-forwards to the relay.
     drain: Drain,
 }
 
-/// Returns the line to print once it is open.
-fn shown(request: &ExposeRequest, context: &ContextName, local: &LocalEnd) -> String {
+/// Returns the lines to print once it is open. `url`: that of the Service on this machine, if there can be one.
+fn shown(request: &ExposeRequest, context: &ContextName, local: &LocalEnd, url: Option<&str>) -> String {
     let ServiceName { namespace, name } = &request.service;
     let which = match &request.condition {
         Some(condition) => format!(", requests with {condition}"),
         None => String::new(),
     };
-    format!("{name}.{namespace}:{} in {context}{which} -> {local}\n", request.port)
+    let here = url.map(|url| format!("  through the cluster, if it speaks HTTP: {url}\n")).unwrap_or_default();
+    format!("{name}.{namespace}:{} in {context}{which} -> {local}\n{here}", request.port)
 }
 
 /// Returns the hint for a local service that refuses the Host header of requests to the Service.
@@ -210,15 +213,24 @@ async fn set_up(globals: &Globals, args: Take) -> Result<Setup, CliError> {
     let condition = condition(&args)?;
     let place = Place::of(globals)?;
     let cluster = place.cluster().await?;
-    let Place { clusters, id, namespace, .. } = place;
+    let listener = place.listener();
+    let Place { clusters, id, namespace, router } = place;
     let context = id.context.clone();
     let (local_port, port) = local::ports(&args.port, ("SERVICE-PORT", 80))?;
-    let NamedService { name: service, namespace: of_service } = args.service;
-    let for_namespace = of_service.unwrap_or(namespace);
-    let service = ServiceName { namespace: for_namespace.to_string(), name: service.to_string() };
+    let NamedService { name: of_service, namespace: for_namespace } = args.service;
+    let for_namespace = for_namespace.unwrap_or(namespace);
+    let service = ServiceName { namespace: for_namespace.to_string(), name: of_service.to_string() };
     let replaces = args.replace || condition.is_some();
     let port = if port == 0 { local_port } else { port };
     let request = ExposeRequest { service: service.clone(), port, condition, replaces, owner: String::new() };
+    let (_, of_names) = serving(globals, router).await?;
+    let name = named_context(&of_names, &context).ok().filter(|_| listener > 0).map(|context| DynamicName {
+        context,
+        namespace: for_namespace.clone(),
+        workload: Workload::Service(of_service),
+        port: PortRef::number(port).unwrap_or(PortRef::Auto),
+    });
+    let url = name.map(|name| format!("http://{name}:{listener}/"));
     let drain = Drain::new();
     let manager = Manager::new(Arc::new(Backends::new(clusters, None, drain.clone())), drain.clone());
     let relay_namespace = args.relay_namespace;
@@ -251,5 +263,5 @@ async fn set_up(globals: &Globals, args: Take) -> Result<Setup, CliError> {
         tunnels: vec![Wanted { local_port, kind, port: 0, name: request.name() }],
     };
     let local = LocalEnd::new(args.local_host.as_deref(), local_port);
-    Ok(Setup { options, shown: shown(&request, &context, &local), service: request.service, drain })
+    Ok(Setup { options, shown: shown(&request, &context, &local, url.as_deref()), service: request.service, drain })
 }

@@ -13,7 +13,7 @@ use super::{
     },
     pods,
 };
-use crate::config::Subdomain;
+use crate::config::{Namespace, Subdomain};
 
 /// A pod that accepts connections: a ready pod of a Service, or a named pod that runs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,6 +115,28 @@ pub fn in_slices<'s>(slices: impl IntoIterator<Item = &'s EndpointSlice>, port: 
         }
     }
     found
+}
+
+/// Returns the pod of a relay that has taken the port over, and its namespace. `None`: none has, or it is in `own`, as other pods are.
+pub fn of_relay<'s>(
+    slices: impl IntoIterator<Item = &'s EndpointSlice>,
+    port: &PodPort,
+    own: &Namespace,
+) -> Option<(Namespace, ReadyPod)> {
+    // Without a port, the pods themselves are meant.
+    let PodPort::OfService { .. } = port else { return None };
+    slices.into_iter().filter(|slice| is_of_relay(slice)).find_map(|slice| {
+        let container_port = port.in_slice(slice)?;
+        let target = slice.endpoints.iter().flatten().find(|endpoint| is_ready(endpoint))?.target_ref.as_ref()?;
+        let namespace: Namespace = target.namespace.as_ref()?.parse().ok().filter(|namespace| namespace != own)?;
+        let (name, uid) = named_pod(Some(target), &namespace)?;
+        Some((namespace, ReadyPod { name, uid, container_port }))
+    })
+}
+
+fn is_of_relay(slice: &EndpointSlice) -> bool {
+    let labels = slice.metadata.labels.as_ref();
+    labels.and_then(|labels| labels.get("endpointslice.kubernetes.io/managed-by")).is_some_and(|by| by == "adit")
 }
 
 /// Returns the port of a pod in slices, ready or not. `None`: the pod is in none of them, or has no such port.

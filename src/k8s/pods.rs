@@ -27,6 +27,20 @@ pub async fn is_running(cluster: &Cluster, namespace: &Namespace, name: &Subdoma
     }
 }
 
+/// Label of the pods of relays, and its value.
+pub const RELAY: (&str, &str) = ("app.kubernetes.io/name", "adit-relay");
+
+/// Annotation of a relay's pod: the namespace whose Services it takes over, or `true` for all.
+pub const EXPOSES: &str = "adit/exposes";
+
+/// Returns whether a pod is a relay that takes over Services of a namespace.
+pub fn relays_for(pod: &Pod, namespace: &str) -> bool {
+    let is_relay =
+        pod.metadata.labels.as_ref().and_then(|labels| labels.get(RELAY.0)).is_some_and(|name| name == RELAY.1);
+    let exposes = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(EXPOSES));
+    is_relay && exposes.is_some_and(|exposes| exposes == "true" || exposes == namespace)
+}
+
 /// Pause between two looks at a pod that takes no new streams: while it terminates, and while it may become ready again.
 const TERMINATES: Duration = Duration::from_secs(2);
 const SERVES: Duration = Duration::from_secs(15);

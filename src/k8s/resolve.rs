@@ -5,6 +5,7 @@
 mod address;
 mod alias;
 mod failure;
+mod taken_over;
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
@@ -40,7 +41,8 @@ const AFFINITY_SECONDS: i32 = 10_800;
 /// Pods and port of a target at one moment.
 #[derive(Clone, Debug)]
 pub struct Resolution {
-    /// Namespace of the pods. It differs from the requested one if an ExternalName points there.
+    /// Namespace of the pods. It differs from the requested one if an ExternalName points there, or a relay of that
+    /// namespace has taken the Service over.
     pub namespace: Namespace,
     /// The requested port, as in the Service or Pod.
     pub port: ServicePort,
@@ -59,6 +61,15 @@ pub struct Resolution {
 pub enum Source {
     /// EndpointSlices of a Service.
     Slices { service: String, slices: Vec<EndpointSlice>, version: String, port: PodPort },
+    /// EndpointSlices of a Service that a relay in another namespace has taken over. `of`: the Service's namespace.
+    Relay {
+        of: Namespace,
+        service: String,
+        slices: Vec<EndpointSlice>,
+        version: String,
+        port: PodPort,
+        relay: (Namespace, ReadyPod),
+    },
     /// Endpoints object of a Service without slices.
     Endpoints { service: String, slices: Vec<EndpointSlice>, version: String, port: PodPort },
     /// Pods of a Service's selector, if its slices cannot be read.
@@ -235,7 +246,11 @@ impl Lookup<'_> {
         if reachable.pods.is_empty() {
             return Err(self.nothing_ready(&what, name, &spec, &source).await);
         }
-        let (namespace, affinity, ports) = (self.namespace.clone(), affinity(&spec), tcp_ports(&spec));
+        let namespace = match &source {
+            Source::Relay { relay: (namespace, _), .. } => namespace.clone(),
+            _ => self.namespace.clone(),
+        };
+        let (affinity, ports) = (affinity(&spec), tcp_ports(&spec));
         Ok(Found::Pods(Box::new(Resolution { namespace, port, ports, reachable, affinity, source })))
     }
 
@@ -469,6 +484,10 @@ impl Lookup<'_> {
         Ok(match told {
             Told::Slices(list) => {
                 let (slices, version) = (list.items, list.metadata.resource_version.unwrap_or_default());
+                if let Some(relay) = self.relay(&slices, &port).await? {
+                    let (of, reachable) = (self.namespace.clone(), Reachable::ready(vec![relay.1.clone()]));
+                    return Ok((reachable, Source::Relay { of, service, slices, version, port, relay }));
+                }
                 let reachable = self.of_slices(&slices, &port).await?;
                 (reachable, Source::Slices { service, slices, version, port })
             }

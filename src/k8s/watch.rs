@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 use self::backoff::Backoff;
 use super::{
     client::Cluster,
-    endpoints::{self, PodPort, Reachable},
+    endpoints::{self, PodPort, Reachable, ReadyPod},
     objects::{EndpointSlice, Endpoints, Pod},
     resolve::{Source, of_slices},
 };
@@ -43,6 +43,11 @@ pub async fn follow(cluster: &Cluster, namespace: &Namespace, source: Source, te
             let of_service = Selection::labels(format!("kubernetes.io/service-name={service}"));
             let reader = BySlices { cluster, namespace, port };
             objects(cluster, namespace, &of_service, (slices, version), &reader, &tell).await;
+        }
+        Source::Relay { of, service, slices, version, port, relay } => {
+            let of_service = Selection::labels(format!("kubernetes.io/service-name={service}"));
+            let reader = ByRelay { of: &of, port, relay };
+            objects(cluster, &of, &of_service, (slices, version), &reader, &tell).await;
         }
         Source::Endpoints { service, version, port, .. } => {
             let by_name = Selection::fields(format!("metadata.name={service}"));
@@ -94,6 +99,20 @@ impl Reader<Endpoints> for BySlices<'_> {
     async fn read(&self, all: &BTreeMap<String, Endpoints>) -> Option<Reachable> {
         let slices: Vec<_> = all.values().cloned().flat_map(endpoints::as_slices).collect();
         self.of(slices.iter().collect()).await
+    }
+}
+
+struct ByRelay<'a> {
+    of: &'a Namespace,
+    port: PodPort,
+    relay: (Namespace, ReadyPod),
+}
+
+impl Reader<EndpointSlice> for ByRelay<'_> {
+    /// Returns no pods at the end of the takeover: the next session looks up the target again.
+    async fn read(&self, all: &BTreeMap<String, EndpointSlice>) -> Option<Reachable> {
+        let relay = endpoints::of_relay(all.values(), &self.port, self.of).filter(|relay| *relay == self.relay);
+        Some(Reachable::ready(relay.map(|(_, pod)| pod).into_iter().collect()))
     }
 }
 

@@ -161,6 +161,66 @@ async fn an_address_outside_of_the_pods_is_an_error_that_says_how_it_is_reached(
     assert!(hint.contains("via") && hint.contains("tcp.k8s.jump"), "{hint}");
 }
 
+/// Adds a pod `relay/relay-0` that is a relay for `exposes`. Its container is that of web-6d5f-a1, because the UID is.
+fn put_relay(demo: &Demo, exposes: Option<&str>) {
+    demo.world().put("namespaces", json!({"metadata": {"name": "relay"}}));
+    let mut pod = (*demo.world().get("pods", "shop", "web-6d5f-a1").unwrap()).clone();
+    let annotations = exposes.map(|exposes| json!({"adit/exposes": exposes}));
+    pod["metadata"] = json!({
+        "namespace": "relay", "name": "relay-0", "uid": pod["metadata"]["uid"], "annotations": annotations,
+        "labels": {"app.kubernetes.io/name": "adit-relay"}
+    });
+    pod["status"]["podIP"] = json!("10.244.9.9");
+    demo.world().put("pods", pod);
+}
+
+/// Adds the slice that a relay writes during a takeover. `is_taken`: whether it still serves.
+fn put_taken(demo: &Demo, service: &str, is_taken: bool) {
+    let metadata = json!({
+        "namespace": "shop", "name": format!("{service}-adit"),
+        "labels": {"kubernetes.io/service-name": service, "endpointslice.kubernetes.io/managed-by": "adit"}
+    });
+    let target = json!({"kind": "Pod", "namespace": "relay", "name": "relay-0"});
+    let endpoints = json!([{"addresses": ["10.244.9.9"], "conditions": {"ready": is_taken}, "targetRef": target}]);
+    let ports = json!([{"name": "http", "port": 8080, "protocol": "TCP"}]);
+    let slice = json!({"metadata": metadata, "addressType": "IPv4", "ports": ports, "endpoints": endpoints});
+    demo.world().put("endpointslices", slice);
+}
+
+#[tokio::test]
+async fn a_service_that_is_taken_over_means_the_relay_of_another_namespace() {
+    let app = TestApp::start("").await;
+    put_service(&app.demo, "shop", "primary", without_selector());
+    put_relay(&app.demo, Some("true"));
+    put_taken(&app.demo, "primary", true);
+    assert_eq!(app.get("primary.shop.localhost", "/whoami").await, (200, "web-6d5f-a1\n".into()));
+    put_taken(&app.demo, "primary", false);
+    put_slice(&app.demo, "shop", "primary", endpoint(&app.demo, "web-6d5f-b2"));
+    eventually("the pods answer at the end of the takeover", || async {
+        app.get("primary.shop.localhost", "/whoami").await == (200, "web-6d5f-b2\n".into())
+    })
+    .await;
+    put_taken(&app.demo, "primary", true);
+    put_slice(&app.demo, "shop", "primary", json!([]));
+    eventually("the relay answers again", || async {
+        app.get("primary.shop.localhost", "/whoami").await == (200, "web-6d5f-a1\n".into())
+    })
+    .await;
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_pod_that_is_no_relay_for_the_namespace_is_none() {
+    for exposes in [None, Some("data"), Some("")] {
+        let demo = start_demo().await;
+        put_service(&demo, "shop", "primary", without_selector());
+        put_relay(&demo, exposes);
+        put_taken(&demo, "primary", true);
+        let error = resolved(&demo, "shop", service("primary"), PortRef::Auto).await.unwrap_err();
+        assert!(error.to_string().contains("outside of the pods of namespace shop"), "{exposes:?}: {error}");
+    }
+}
+
 #[tokio::test]
 async fn an_endpoints_object_counts_where_there_are_no_slices() {
     let demo = start_demo().await;

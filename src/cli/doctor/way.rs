@@ -75,7 +75,8 @@ async fn find(of: &Of, cluster: &Cluster) -> Result<Option<Found>, crate::k8s::C
             else {
                 continue;
             };
-            if let Some(pod) = found.reachable.pods.first() {
+            // An ExternalName or a takeover leads to another namespace, where the Service's name means another Service or none.
+            if let Some(pod) = found.reachable.pods.first().filter(|_| found.namespace == service.namespace) {
                 let (pod, container_port) = (pod.name.clone(), pod.container_port);
                 return Ok(Some(Found {
                     namespace: found.namespace,

@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use tracing::info;
 
-use super::find::{EXPOSES, KEYS, Relay};
+use super::find::{KEYS, Relay};
 use crate::{
     cli::report::{CliError, print},
     config::{Namespace, defaults::RELAY_PORT},
     k8s::{
         client::{AskError, Cluster},
-        own_pod,
+        own_pod, pods,
     },
     relay::{
         auth,
@@ -202,7 +202,7 @@ fn beside(namespace: &str) -> Result<[(&'static str, &'static str, Value); 4], C
 fn pod(namespace: &str, image: &str) -> Value {
     let told = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
     json!({
-        "metadata": {"annotations": {KEYS: NAME, EXPOSES: namespace}},
+        "metadata": {"annotations": {KEYS: NAME, pods::EXPOSES: namespace}},
         "spec": {
             "serviceAccountName": NAME, "automountServiceAccountToken": true, "enableServiceLinks": false,
             "activeDeadlineSeconds": own_pod::LIFETIME.as_secs(), "terminationGracePeriodSeconds": 20,
@@ -244,7 +244,7 @@ mod tests {
         assert!(beside.iter().all(|(_, kind, _)| !kind.starts_with("Cluster")));
         let ((_, _, secret), pod) = (&beside[0], pod("shop", "registry/adit:1"));
         assert!(auth::parse_keys(secret["stringData"]["keys"].as_str().unwrap()).is_ok());
-        assert_eq!(pod["metadata"]["annotations"][EXPOSES], "shop");
+        assert_eq!(pod["metadata"]["annotations"][pods::EXPOSES], "shop");
         assert_eq!(pod["spec"]["volumes"][0]["secret"]["secretName"], pod["metadata"]["annotations"][KEYS]);
         assert_eq!(pod["spec"]["containers"][0]["securityContext"]["readOnlyRootFilesystem"], true);
     }

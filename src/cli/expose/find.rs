@@ -35,12 +35,7 @@ use crate::{
     tunnel::Manager,
 };
 
-/// Label selector of relays.
-const RELAYS: &str = "app.kubernetes.io/name=adit-relay";
 pub const KEYS: &str = "adit/keys";
-/// Annotation of a relay's pod: the namespace whose Services it takes over, or `true` for all.
-pub const EXPOSES: &str = "adit/exposes";
-
 /// Annotation of a relay's pod: `kubernetes`, if it reviews the tokens of its clients.
 const AUTHORIZE: &str = "adit/authorize";
 
@@ -78,11 +73,7 @@ pub async fn find(
             return Err(error.hint(hint));
         }
     };
-    let exposes = |pod: &Pod| {
-        let exposes = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(EXPOSES));
-        exposes.is_some_and(|exposes| exposes == "true" || *exposes == service.namespace)
-    };
-    let ready = listed.into_iter().filter(|pod| pods::is_ready(pod) && exposes(pod));
+    let ready = listed.into_iter().filter(|pod| pods::is_ready(pod) && pods::relays_for(pod, &service.namespace));
     let mut relays: Vec<Relay> = ready.filter_map(Relay::of).collect();
     if relays.is_empty() {
         return Ok(None);
@@ -103,7 +94,7 @@ pub async fn find(
 /// # Errors
 /// The pods cannot be listed.
 pub async fn ready(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Vec<Relay>, ClusterError> {
-    let exposes = |pod: &Pod| pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(EXPOSES));
+    let exposes = |pod: &Pod| pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(pods::EXPOSES));
     let listed = pods(cluster, namespace).await?.into_iter();
     Ok(listed.filter(|pod| pods::is_ready(pod) && exposes(pod)).filter_map(Relay::of).collect())
 }
@@ -114,7 +105,8 @@ async fn pods(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Vec<Po
         Some(namespace) => Api::namespaced(cluster.client.clone(), namespace),
         None => Api::all(cluster.client.clone()),
     };
-    match cluster.ask("looking for relays", namespace, api.list(&ListParams::default().labels(RELAYS))).await {
+    let relays = ListParams::default().labels(&format!("{}={}", pods::RELAY.0, pods::RELAY.1));
+    match cluster.ask("looking for relays", namespace, api.list(&relays)).await {
         Ok(listed) => Ok(listed.items),
         Err(AskError::NotFound) => Ok(Vec::new()),
         Err(AskError::Failed(error)) => Err(error),
