@@ -193,7 +193,7 @@ impl OpenError {
     pub fn ports(&self) -> &[ServicePort] {
         match self {
             Self::Cluster(ClusterError::ChoosePort { ports, .. } | ClusterError::NoSuchPort { ports, .. }) => ports,
-            Self::Cluster(ClusterError::PortAsPod { port, .. }) => slice::from_ref(port),
+            Self::Cluster(ClusterError::PortAsPod { port, .. }) => slice::from_ref(&**port),
             _ => &[],
         }
     }

@@ -95,7 +95,7 @@ pub enum ClusterError {
     ChoosePort { what: String, context: ContextName, ports: Vec<ServicePort> },
     /// A name has a port of `what`, a Service, where the name of a pod belongs: `amqp.queue.shop.localhost`.
     #[error("no pod {name} behind {what} in context {context}: {name} is one of its ports")]
-    PortAsPod { what: String, context: ContextName, name: String, port: ServicePort },
+    PortAsPod { what: String, context: ContextName, name: String, port: Box<ServicePort> },
     /// `cause` has the state of the pods: `0 of 2 pods ready (web-7c4: CrashLoopBackOff)`.
     #[error("no ready pod behind {what} in context {context}")]
     NotReady { what: String, context: ContextName, cause: String, hint: String },

@@ -285,7 +285,7 @@ impl Lookup<'_> {
                 return Err(match port_called(&spec, name) {
                     Some(port) => {
                         let (context, name) = (self.cluster.context.clone(), name.to_owned());
-                        ClusterError::PortAsPod { what: of_service, context, name, port }
+                        ClusterError::PortAsPod { what: of_service, context, name, port: Box::new(port) }
                     }
                     // A retry may help, so this is not a NotFound: a StatefulSet replaces a pod by one with the same name.
                     None => self.no_such_pod(&what, &of_service, name),
