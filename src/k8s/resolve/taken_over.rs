@@ -23,7 +23,7 @@ impl Lookup<'_> {
         port: &PodPort,
     ) -> Result<Option<(Namespace, ReadyPod)>, ClusterError> {
         let Some((namespace, pod)) = of_relay(slices, port, &self.namespace) else { return Ok(None) };
-        let there = Lookup { cluster: self.cluster, namespace };
+        let there = Lookup { namespace, ..*self };
         match there.get::<Pod>(&format!("pod {}/{}", there.namespace, pod.name), &pod.name).await {
             Ok(found) => Ok(pods::relays_for(&found, &self.namespace).then_some((there.namespace, pod))),
             Err(AskError::NotFound) => Ok(None),
