@@ -48,7 +48,7 @@ codes! {
     UnknownContext "unknown-context" "404" "The kubeconfig has no context of this name; the hint lists those that it has.";
     Kubeconfig "kubeconfig" "502" "adit cannot read the kubeconfig; the message has the file and the line.";
     Credentials "credentials" "502" "The plugin or token of the context failed; the message has the plugin's last lines. `adit doctor` checks the sign-in.";
-    SigningIn "signing-in" "503" "Browsers only: a credential plugin runs; the page shows its output and reloads.";
+    SigningIn "signing-in" "503" "A credential plugin runs; for browsers, the page shows its output and reloads.";
     Unreachable "unreachable" "502" "The API server cannot be reached: VPN, proxy, stopped cluster.";
     TimedOut "timeout" "502, 504" "The API server or the pod does not answer in time: `adit doctor` says which.";
     Forbidden "forbidden" "502" "The user lacks a permission; the message names it, and `adit doctor --rbac` prints the Role.";

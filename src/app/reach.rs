@@ -18,11 +18,11 @@ use super::{
 };
 use crate::{
     backend::Backends,
-    config::{PortRef, Scheme, Workload},
+    config::{PortRef, Scheme},
     drain::Drain,
     frontend::http::error_page::Page,
     io::BoxedIo,
-    k8s::{ClusterError, ServicePort, client::Clusters, ports::is_web, resolve},
+    k8s::{ServicePort, client::Clusters, ports::is_web, resolve},
     routing::{Named, NamedError, PodTarget, Route, Target},
     tunnel::{Lease, OpenError, Patience, reach::passes},
 };
@@ -33,6 +33,9 @@ const SETTLE: (Duration, Duration) = (Duration::from_millis(150), Duration::from
 
 /// The same time if no request was measured.
 const SETTLE_UNMEASURED: Duration = Duration::from_millis(300);
+
+/// Time for the list of a Service's ports, for callers that do not wait for the target.
+const LOOK_UP: Duration = Duration::from_secs(5);
 
 /// Interval between two attempts.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -88,6 +91,10 @@ struct Found {
     all: Vec<ServicePort>,
     /// Time that the request to the API server took. `None`: there was none.
     took: Option<Duration>,
+}
+
+impl Found {
+    const NONE: Self = Self { port: None, all: Vec::new(), took: None };
 }
 
 impl Reach {
@@ -156,15 +163,21 @@ impl Reach {
         if let Some(pods) = target.pods() {
             self.clusters.get(&pods.cluster).await.map_err(|error| cannot(error.into()))?;
         }
-        let until = Instant::now() + wait.unwrap_or_default();
-        let found = look_up(&self.clusters, &target, until, &told).await.map_err(|error| cannot(error.into()))?;
+        let until = Instant::now() + wait.unwrap_or(LOOK_UP);
+        let found = match look_up(&self.clusters, &target, until, &told).await {
+            Ok(found) => found,
+            // The target's own port serves without the list of the others.
+            Err(OpenError::TimedOut { .. } | OpenError::SigningIn { .. }) if wait.is_none() => Found::NONE,
+            Err(error) => return Err(cannot(error)),
+        };
         let route = with_port(&named.route, found.port.as_ref());
         let mut port = found.port.clone();
         if wait.is_some() {
             let settle = found.took.map_or(SETTLE_UNMEASURED, |took| took.clamp(SETTLE.0, SETTLE.1));
             let patience = Patience { until, settle, may_pass: passes };
             let reached = self.forwards.tunnels().reach(&route.target, route.idle_timeout, patience, &told).await;
-            port = port.or(Some(reached.map_err(cannot)?.port.clone()));
+            let reached = reached.map_err(|error| cannot(late(&self.clusters, &target, error)))?;
+            port = port.or(Some(reached.port.clone()));
         }
         Ok(Checked { route, port, meant: found.port, all: found.all })
     }
@@ -193,7 +206,7 @@ impl Reach {
         if let At::Bound(listener, _) = bound {
             self.forwards.serve(listener, route.clone());
         }
-        let service = service_of(&named.route.target).filter(|_| !all.is_empty()).map(|name| {
+        let service = named.route.target.service().filter(|_| !all.is_empty()).map(|name| {
             let at = |port: &ServicePort| others.iter().find(|(other, _)| other == port).map_or(address, |(_, at)| *at);
             let ports = all.iter().map(|port| (port.clone(), at(port))).collect();
             OpenedService { name: name.to_owned(), ports }
@@ -213,7 +226,10 @@ impl Reach {
     pub async fn stream(&self, route: &Route, until: Instant) -> Result<(Lease, BoxedIo), ReachError> {
         let (started, tunnels) = (Instant::now(), self.forwards.tunnels());
         let cannot = |error| ReachError::Open { target: route.target.clone(), error };
-        let late = || tunnels.trouble(&route.target).unwrap_or(OpenError::TimedOut { after: started.elapsed() });
+        let late = || {
+            let error = tunnels.trouble(&route.target).unwrap_or(OpenError::TimedOut { after: started.elapsed() });
+            late(&self.clusters, &route.target, error)
+        };
         let acquired = timeout_at(until, tunnels.acquire(&route.target, route.idle_timeout)).await;
         let lease = acquired.unwrap_or_else(|_| Err(late())).map_err(cannot)?;
         match timeout_at(until, lease.connect_taken()).await {
@@ -254,39 +270,43 @@ pub struct Checked {
     all: Vec<ServicePort>,
 }
 
-fn service_of(target: &Target) -> Option<&str> {
-    match target.pods().filter(|pods| pods.jump.is_none()).map(|pods| &pods.workload) {
-        Some(Workload::Service(name)) => Some(name),
-        _ => None,
-    }
-}
-
 /// Returns the ports of a Service. Tries again after temporary errors, until `until`.
 async fn look_up(
     clusters: &Clusters,
     target: &Target,
     until: Instant,
     told: impl Fn(&OpenError),
-) -> Result<Found, ClusterError> {
-    let (Some(pods), Some(service)) = (target.pods(), service_of(target)) else {
-        return Ok(Found { port: None, all: Vec::new(), took: None });
-    };
+) -> Result<Found, OpenError> {
+    let (Some(pods), Some(service)) = (target.pods(), target.service()) else { return Ok(Found::NONE) };
+    let began = Instant::now();
     loop {
         let started = Instant::now();
         let looking = async {
             let cluster = clusters.get(&pods.cluster).await?;
             resolve::ports_of(&cluster, &pods.namespace, service, &pods.port).await
         };
-        let error = match looking.await {
-            Ok(ports) => return Ok(Found { port: ports.meant, all: ports.all, took: Some(started.elapsed()) }),
-            Err(error) => error,
+        // A request waits for as long as a sign-in runs, which goes on without the request.
+        let error: OpenError = match timeout_at(until, looking).await {
+            Ok(Ok(ports)) => return Ok(Found { port: ports.meant, all: ports.all, took: Some(started.elapsed()) }),
+            Ok(Err(error)) => error.into(),
+            Err(_) => return Err(late(clusters, target, OpenError::TimedOut { after: began.elapsed() })),
         };
-        let shown = error.clone().into();
-        if !passes(&shown) || Instant::now() + PAUSE >= until {
+        if !passes(&error) || Instant::now() + PAUSE >= until {
             return Err(error);
         }
-        told(&shown);
+        told(&error);
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Returns the sign-in that an attempt without more time has waited for, else its own error.
+fn late(clusters: &Clusters, target: &Target, error: OpenError) -> OpenError {
+    let sign_in = || clusters.sign_in(&target.pods()?.cluster).filter(|report| report.since.is_some());
+    match (&error, sign_in()) {
+        (OpenError::TimedOut { .. }, Some(report)) => {
+            OpenError::SigningIn { issuer: report.issuer, said: report.said.join("; ") }
+        }
+        _ => error,
     }
 }
 

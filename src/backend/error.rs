@@ -15,6 +15,9 @@ pub enum OpenError {
     /// No session within the time that a caller waits.
     #[error("no connection within {} s", after.as_secs_f32().round())]
     TimedOut { after: Duration },
+    /// A caller waits no longer for the credential plugin, which goes on. `said`: its last lines.
+    #[error("signing in with {issuer}{}{said}", if said.is_empty() { "" } else { ": " })]
+    SigningIn { issuer: String, said: String },
     /// The command of the target does not work.
     #[error("{what}")]
     Command { what: String, cause: String, hint: Option<String> },
@@ -142,6 +145,7 @@ impl OpenError {
         match self {
             Self::Cluster(error) => error.code(),
             Self::TimedOut { .. } => ErrorCode::TimedOut,
+            Self::SigningIn { .. } => ErrorCode::SigningIn,
             Self::Command { .. } => ErrorCode::Command,
             Self::TooManyNew => ErrorCode::TooManyNames,
             Self::Stream(_) => ErrorCode::NoStream,

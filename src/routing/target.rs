@@ -44,6 +44,14 @@ impl Target {
         }
     }
 
+    /// Returns the name of the Service. `None`: it is something else, or is reached through one.
+    pub fn service(&self) -> Option<&str> {
+        match self.pods().filter(|pods| pods.jump.is_none()).map(|pods| &pods.workload) {
+            Some(Workload::Service(name)) => Some(name),
+            _ => None,
+        }
+    }
+
     /// Returns the time for its start, in addition to the time that every target gets.
     pub fn startup_time(&self) -> Duration {
         match self {

@@ -35,7 +35,7 @@ pub struct Patience {
 pub fn passes(error: &OpenError) -> bool {
     match error {
         OpenError::Stream(fault) => !matches!(fault, StreamFault::Other { .. } | StreamFault::Jump { .. }),
-        OpenError::TimedOut { .. } | OpenError::TooManyNew => true,
+        OpenError::TimedOut { .. } | OpenError::SigningIn { .. } | OpenError::TooManyNew => true,
         error => !error.patience().is_zero() || error.code() == ErrorCode::TimedOut,
     }
 }

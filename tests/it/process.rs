@@ -78,6 +78,10 @@ impl Process {
         self.home.path()
     }
 
+    pub fn home_folder(&self) -> &TempDir {
+        &self.home
+    }
+
     pub fn config(&self) -> PathBuf {
         self.home.path().join("config.yaml")
     }

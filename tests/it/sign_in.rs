@@ -409,3 +409,37 @@ async fn a_kubeconfig_that_is_written_anew_keeps_its_sign_in() {
     assert_eq!(plugin.runs(), 1);
     app.finish().await;
 }
+
+#[tokio::test]
+async fn a_wait_ends_in_its_time_while_a_sign_in_runs_and_says_so() {
+    let (process, plugin) = process().await;
+    plugin.write("waits", "60");
+    plugin.write("says", "enter ABCD\n");
+    let command = async |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
+        environment(&mut command, process.home_folder()).args(["--listen", &process.http.to_string(), "--config"]);
+        command.arg(process.config()).env("KUBECONFIG", plugin.kubeconfig()).args(arguments).kill_on_drop(true);
+        let began = Instant::now();
+        let output = timeout(2 * PATIENCE, command.output()).await.expect("it ends").unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.code(), said, began.elapsed())
+    };
+    let (code, said, took) = command(&["wait", "--timeout", "3s", "web.shop"]).await;
+    assert!(code == Some(1) && took < Duration::from_secs(15), "{took:?} {said}");
+    assert!(said.contains("signing in with 'aws'") && said.contains("enter ABCD"), "{said}");
+    let (code, said, took) = command(&["env", "--to", "web=web.shop"]).await;
+    assert!(code == Some(0) && took < Duration::from_secs(15) && said.contains("WEB_PORT="), "{took:?} {said}");
+    assert!(!said.contains("WEB_SERVICE_PORT"), "the Service's ports are not known: {said}");
+    assert_eq!(plugin.runs(), 1);
+    // Once signed in, the port is the same, and the Service's ports are there.
+    plugin.no_longer("waits");
+    for pid in plugin.alive() {
+        assert!(Command::new("kill").args(["-KILL", "--", &format!("-{pid}")]).status().await.unwrap().success());
+    }
+    let port = said.lines().find(|line| line.contains(" WEB_PORT=")).unwrap().to_owned();
+    eventually("the ports are known", || async {
+        let (_, said, _) = command(&["env", "--to", "web=web.shop"]).await;
+        said.contains("WEB_SERVICE_PORT=") && said.contains(&port)
+    })
+    .await;
+}

@@ -125,7 +125,7 @@ impl Page {
             (Blame::Asked, _) => StatusCode::NOT_FOUND,
             (_, OpenError::TimedOut { .. }) => StatusCode::GATEWAY_TIMEOUT,
             (_, OpenError::TooManyNew) => StatusCode::TOO_MANY_REQUESTS,
-            (_, OpenError::Stopped) => StatusCode::SERVICE_UNAVAILABLE,
+            (_, OpenError::Stopped | OpenError::SigningIn { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             _ if error.code() == ErrorCode::NotReady => StatusCode::SERVICE_UNAVAILABLE,
             _ if error.code() == ErrorCode::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_GATEWAY,
