@@ -233,7 +233,7 @@ impl Bound {
                     forwards: Forwards::over(tunnels.clone(), drain.clone()),
                 },
                 router: router.clone(),
-                opened: Default::default(),
+                served: Default::default(),
             })),
             keys: Some(keys),
             locks: http.locks(),

@@ -47,6 +47,11 @@ impl Forwards {
         Self { tunnels, drain, next_connection: Arc::new(AtomicU64::new(1)) }
     }
 
+    /// Returns an instance with the same tunnels, and a drain of its own below this one's.
+    pub fn child(&self) -> Self {
+        Self { drain: self.drain.child(), ..self.clone() }
+    }
+
     /// Ends all ports and connections at once, and waits for the [last tasks](Drain::spawn_last): a connection may have left
     /// a process in a pod.
     pub async fn end(&self) {

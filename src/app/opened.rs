@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use crate::{config::Scheme, k8s::ServicePort};
+use crate::{config::Scheme, k8s::ServicePort, routing::Target};
 
 /// A target and its local address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,11 @@ impl Opened {
     /// Returns the name that templates use: its own, else its Service's.
     pub fn called(&self) -> Option<&str> {
         self.name.as_deref().or_else(|| self.service.as_ref().map(|service| service.name.as_str()))
+    }
+
+    /// Returns whether it has the ports of its Service. They are unknown if a sign-in took too long.
+    pub fn has_ports_of(&self, target: &Target) -> bool {
+        self.service.is_some() || target.service().is_none()
     }
 
     /// Returns its URL, if it serves HTTP.

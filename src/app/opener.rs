@@ -1,15 +1,19 @@
 //! Opens targets for the API.
 
 use std::{
-    collections::HashMap,
     net::{Ipv4Addr, SocketAddr},
     sync::Mutex,
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
-use tokio::time::Instant;
+use tokio::{
+    net::TcpListener,
+    time::{Instant, sleep},
+};
 
 use super::{
+    BindError,
     opened::Opened,
     reach::{At, Reach, ReachError},
 };
@@ -20,18 +24,40 @@ use crate::{
         open::{Held, LocalPort, MALFORMED, OpenAnswer, OpenKind, OpenRequest, Opener, PortRow, ServicePorts},
     },
     config::Namespace,
+    drain::Drain,
     io::BoxedIo,
     k8s::ServicePort,
-    routing::{Named, NamedError, SharedRouter},
+    routing::{Named, NamedError, Route, SharedRouter},
     tunnel::reach::passes,
 };
+
+/// Time for a listener to close, so that its port can be bound again.
+const CLOSES_WITHIN: Duration = Duration::from_secs(1);
 
 /// Opens targets with the tunnels of a running adit.
 pub struct Opening {
     pub reach: Reach,
     pub router: SharedRouter,
-    /// Open local ports, by target and namespace of the request.
-    pub opened: Mutex<HashMap<(String, Option<String>), Opened>>,
+    pub served: Mutex<Vec<Served>>,
+}
+
+/// A target with its local ports.
+pub struct Served {
+    /// Where the ports lead. A name leads elsewhere after a change of the current context or of the configuration.
+    route: Route,
+    /// Namespace of the request.
+    namespace: Option<String>,
+    /// The local port that the request wanted.
+    wanted: Option<u16>,
+    opened: Opened,
+    /// Ends the ports.
+    drain: Drain,
+}
+
+impl Served {
+    fn is_for(&self, named: &Named) -> bool {
+        self.route == named.route && self.wanted == named.local_port
+    }
 }
 
 impl Opening {
@@ -41,29 +67,65 @@ impl Opening {
     }
 
     async fn port(&self, request: OpenRequest) -> Result<OpenAnswer, ReachError> {
-        let key = (request.target.clone(), request.namespace.clone());
         let named = self.named(&request)?;
         // With a wait of zero, do not check: a client of the port then gets the error.
         let wait = (request.wait_ms != Some(0)).then(|| request.wait());
-        let before = self.opened.lock().expect("no panic while the lock is held").get(&key).cloned();
-        if let Some(opened) = before {
+        let before = self.served(&named);
+        if let Some(opened) = before.as_ref().filter(|opened| opened.has_ports_of(&named.route.target)) {
             if wait.is_some() {
                 self.reach.check(&named, wait, |_| {}).await?;
             }
-            return Ok(answer(&request.target, &opened));
+            return Ok(answer(&request.target, opened));
         }
-        let at = match (named.listener, named.local_port) {
-            (Some(listener), None) => At::Served(listener),
-            (_, port) => {
-                let wanted = SocketAddr::from((Ipv4Addr::LOCALHOST, port.unwrap_or(0)));
-                let (listener, address) = self.reach.forwards.bind(wanted, &request.target)?;
+        let reach = Reach { clusters: self.reach.clusters.clone(), forwards: self.reach.forwards.child() };
+        let at = match (before, named.listener, named.local_port) {
+            (Some(opened), ..) => At::Served(opened.address),
+            (None, Some(listener), None) => At::Served(listener),
+            (None, ..) => {
+                let (listener, address) = self.bind(&named, &request).await?;
                 At::Bound(listener, address)
             }
         };
-        let opened = self.reach.open(None, &named, at, wait, |_| {}).await?;
+        let opened = reach.open(None, &named, at, wait, |_| {}).await?;
         let answer = answer(&request.target, &opened);
-        self.opened.lock().expect("no panic while the lock is held").insert(key, opened);
+        let drain = reach.forwards.drain().clone();
+        let (namespace, wanted) = (request.namespace, named.local_port);
+        let mut all = self.served.lock().expect("no panic while the lock is held");
+        match all.iter_mut().find(|served| served.is_for(&named)) {
+            Some(served) => served.opened = opened,
+            None => all.push(Served { route: named.route, namespace, wanted, opened, drain }),
+        }
         Ok(answer)
+    }
+
+    /// Returns the local ports that lead where the name leads now.
+    fn served(&self, named: &Named) -> Option<Opened> {
+        let all = self.served.lock().expect("no panic while the lock is held");
+        all.iter().find(|served| served.is_for(named)).map(|served| served.opened.clone())
+    }
+
+    /// Binds the local port of a request. A wanted port at which the same request leads elsewhere is closed first: programs that
+    /// use this port have no other way to the new target.
+    async fn bind(&self, named: &Named, request: &OpenRequest) -> Result<(TcpListener, SocketAddr), BindError> {
+        let wanted = named.local_port;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, wanted.unwrap_or(0)));
+        let is_same = |served: &mut Served| {
+            wanted.is_some()
+                && (served.wanted, &served.namespace, &served.route.name)
+                    == (wanted, &request.namespace, &named.route.name)
+        };
+        let before: Vec<Served> = {
+            let mut all = self.served.lock().expect("no panic while the lock is held");
+            all.extract_if(.., is_same).collect()
+        };
+        before.iter().for_each(|served| served.drain.start());
+        let until = Instant::now() + CLOSES_WITHIN;
+        loop {
+            match self.reach.forwards.bind(address, &request.target) {
+                Err(_) if !before.is_empty() && Instant::now() < until => sleep(Duration::from_millis(10)).await,
+                bound => return bound,
+            }
+        }
     }
 
     async fn connect(&self, request: OpenRequest) -> Result<(BoxedIo, Held), ReachError> {

@@ -11,7 +11,7 @@ use tokio::{
 use crate::{
     process::free_port,
     run::{Home, Said},
-    support::{PATIENCE, eventually},
+    support::{PATIENCE, eventually, start_demo},
 };
 
 /// A home folder, with or without a running adit.
@@ -91,7 +91,6 @@ async fn connect_says_at_once_what_cannot_be_reached() {
         ] {
             let (found, back, said) = world.pipe(&["connect", "--wait", "1s", target], b"").await;
             assert!(said.contains(words) && back.is_empty(), "{is_running} {target}: {said}");
-            // The running adit resolves the names, so its errors have another exit code.
             assert_eq!(found, Some(if is_running { 125 } else { code }), "{is_running} {target}: {said}");
         }
         let (code, _, said) = world.pipe(&["connect", "-q", "nothing.shop:80"], b"").await;
@@ -275,4 +274,68 @@ async fn a_file_of_variables_is_kept_until_adit_ends() {
 
 fn mode(file: &Path) -> u32 {
     std::os::unix::fs::PermissionsExt::mode(&fs::metadata(file).unwrap().permissions()) & 0o777
+}
+
+/// Returns the value of a variable in the output of `adit env -o json`.
+fn address(said: &Said, variable: &str) -> String {
+    let variables: BTreeMap<String, String> =
+        serde_json::from_str(&said.out).unwrap_or_else(|error| panic!("{error}: {said:?}"));
+    variables[variable].clone()
+}
+
+#[tokio::test]
+async fn a_port_of_env_leads_to_the_context_of_now() {
+    let (world, second) = (World::new("", false).await, start_demo().await);
+    let kubeconfig = world.home.demo.kubeconfig();
+    let mut both = fs::read_to_string(&kubeconfig).unwrap();
+    for line in
+        fs::read_to_string(second.kubeconfig()).unwrap().lines().filter(|line| line.starts_with("- {name: demo,"))
+    {
+        let is = |part: &str| line.contains(part);
+        let list = if is("cluster: {") {
+            "clusters"
+        } else if is("user: {") {
+            "users"
+        } else {
+            "contexts"
+        };
+        let other = line.replace("name: demo", "name: other").replace("cluster: demo", "cluster: other");
+        both = both.replacen(
+            &format!("{list}:\n"),
+            &format!("{list}:\n{}\n", other.replace("user: demo", "user: other")),
+            1,
+        );
+    }
+    fs::write(&kubeconfig, &both).unwrap();
+    let mut adit = world.command(&["up"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let socket = world.home.folder.path().join(format!("adit/{}.sock", world.port));
+    eventually("it runs", || async { socket.exists() }).await;
+    let port = free_port().await;
+    let fixed = format!("fixed=web.shop@{port}");
+    let env = ["env", "-o", "json", "--to", "web=web.shop", "--to", &fixed];
+    let get = async |address: &str| {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /whoami HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("in time").unwrap();
+        assert!(answer.contains("200 OK"), "{answer}");
+    };
+    let before = world.output(&env).await;
+    get(&address(&before, "WEB_ADDR")).await;
+    assert_eq!(second.faults().streams_seen(), 0);
+    fs::write(&kubeconfig, both.replace("current-context: demo\n", "current-context: other\n")).unwrap();
+    eventually("adit follows", || async {
+        world.output(&["status", "-o", "json"]).await.out.contains("\"context\": \"other\"")
+    })
+    .await;
+    let after = world.output(&env).await;
+    assert_ne!(address(&before, "WEB_ADDR"), address(&after, "WEB_ADDR"));
+    get(&address(&after, "WEB_ADDR")).await;
+    assert!(second.faults().streams_seen() > 0);
+    let seen = second.faults().streams_seen();
+    assert_eq!(address(&after, "FIXED_PORT"), port.to_string(), "a port that was asked for stays");
+    get(&address(&after, "FIXED_ADDR")).await;
+    assert!(second.faults().streams_seen() > seen, "it leads to the other cluster");
+    assert_eq!(address(&world.output(&env).await, "WEB_ADDR"), address(&after, "WEB_ADDR"));
+    adit.kill().await.unwrap();
 }
