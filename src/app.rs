@@ -208,7 +208,8 @@ impl Bound {
         let tcp = TcpFrontend::new(router.clone(), tunnels.clone(), postgres.clone(), metrics.clone());
         let sni = SniFrontend::new(router.clone(), tunnels.clone(), postgres, metrics.clone());
         config.notes.iter().for_each(|note| warn!("{note}"));
-        let facts = Facts { loaded_at: now(), ..Facts::default() };
+        let namespace = app.overrides.namespace.as_ref().map(ToString::to_string);
+        let facts = Facts { loaded_at: now(), namespace, ..Facts::default() };
         if let Some(file) = &config.audit {
             tunnels.journal().set_audit(Some(audit(file)?));
         }

@@ -34,6 +34,8 @@ pub struct Facts {
     pub http: Vec<SocketAddr>,
     pub tcp: Vec<SocketAddr>,
     pub context: Option<String>,
+    /// Namespace of the command line, for routes that set none.
+    pub namespace: Option<String>,
     /// Local time at which the configuration in use was loaded.
     pub loaded_at: String,
     /// Why the last change of the file was rejected.

@@ -76,7 +76,11 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
 async fn join(globals: &Globals, args: &Args, router: &Router, reach: &Reach) -> Result<ExitCode, CliError> {
     let progress = Progress::new(args.quiet);
     let mut by_running = None;
-    let (mut backend, _lease) = match Running::find(globals, router).await {
+    let named = router
+        .named(&args.target, globals.namespace.as_ref())
+        .map_err(|error| CliError::from(error).failed_with(FAILED))?;
+    let running = Running::find(globals, router).await;
+    let (mut backend, _lease) = match running.filter(|running| running.for_target(&named).is_some()) {
         Some(running) => {
             let stream = running.stream(&args.target, args.wait, progress).await;
             let stream = stream
@@ -85,10 +89,6 @@ async fn join(globals: &Globals, args: &Args, router: &Router, reach: &Reach) ->
             (stream.io, None)
         }
         None => {
-            let namespace = globals.namespace.clone();
-            let named = router
-                .named(&args.target, namespace.as_ref())
-                .map_err(|error| CliError::from(error).failed_with(FAILED))?;
             let told = |error: &crate::tunnel::OpenError| progress.waits(&named.text, error);
             let opened = reach.stream_within(&named.route, args.wait, told).await;
             let (lease, stream) =

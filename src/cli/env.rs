@@ -87,10 +87,12 @@ async fn variables(running: &Running, router: &Router, args: &Args) -> Result<BT
     let mut opened = Vec::new();
     for text in &args.to {
         let (name, target) = targets::split(text)?;
+        running.only_for(&router.named(target, running.namespace.as_ref())?)?;
         let at_port = running.port(Some(name.to_owned()), target, None, progress).await;
         opened.extend(at_port.map_err(running::unreachable)?);
     }
     for address in router.config.tcp.routes.keys() {
+        running.only_for(&router.named(&address.to_string(), None)?)?;
         let at_port = running.port(None, &address.to_string(), None, progress).await;
         opened.extend(at_port.map_err(running::unreachable)?);
     }

@@ -3,6 +3,7 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,7 +21,7 @@ use crate::{
     app::opened::{Opened, OpenedService},
     config::{Namespace, Scheme},
     k8s::ServicePort,
-    routing::Router,
+    routing::{Named, Router},
 };
 
 /// Maximum time of one request, so that the user sees the current reason to wait in between.
@@ -29,12 +30,15 @@ const STEP: Duration = Duration::from_secs(1);
 /// Pause between two requests.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// A running adit in which names mean the same as in this command.
+/// A running adit with the file, kubeconfig and context of this command.
 pub struct Running {
     pub socket: PathBuf,
-    namespace: Option<Namespace>,
+    /// Namespace of this command line.
+    pub namespace: Option<Namespace>,
     /// Addresses of its TCP routes.
     tcp: Vec<SocketAddr>,
+    /// What names mean in it, if this command line has another `--namespace`: then a route that sets none leads elsewhere.
+    differs: Option<Box<Router>>,
 }
 
 impl Running {
@@ -61,12 +65,46 @@ impl Running {
         let is_same = overview.config == config.source
             && overview.kubeconfig == config.http.kubeconfig.0
             && overview.context == context.map(ToString::to_string);
-        Ok(is_same.then_some(Self { socket, namespace: globals.namespace.clone(), tcp: overview.tcp }))
+        if !is_same {
+            return Ok(None);
+        }
+        let namespace = overview.namespace.and_then(|name| name.parse().ok());
+        let differs = match globals.namespace.is_some() && globals.namespace != namespace {
+            true => {
+                let config = Arc::new(Globals { namespace, ..globals.clone() }.load()?);
+                Some(Box::new(Router { config, ..router.clone() }))
+            }
+            false => None,
+        };
+        Ok(Some(Self { socket, namespace: globals.namespace.clone(), tcp: overview.tcp, differs }))
     }
 
     /// Returns whether it serves the TCP route with this address.
     pub fn serves(&self, address: SocketAddr) -> bool {
         self.tcp.contains(&address)
+    }
+
+    /// Returns it, unless the target means something else in it.
+    pub fn for_target(&self, named: &Named) -> Option<&Self> {
+        let means = |router: &Router| router.named(&named.text, self.namespace.as_ref());
+        let is_same = self
+            .differs
+            .as_deref()
+            .is_none_or(|router| means(router).is_ok_and(|theirs| theirs.route.target == named.route.target));
+        is_same.then_some(self)
+    }
+
+    /// Does the same, for a target that only the running adit can serve.
+    ///
+    /// # Errors
+    /// The target means something else in it.
+    pub fn only_for(&self, named: &Named) -> Result<&Self, CliError> {
+        self.for_target(named).ok_or_else(|| {
+            let target = &named.route.target;
+            CliError::new(format!("the running adit serves {named} for another namespace than {target}")).hint(Some(
+                "start it with this --namespace, set the namespace of the route, or name the Service: --to NAME=TARGET",
+            ))
+        })
     }
 
     /// Waits until a target can be reached.

@@ -51,7 +51,8 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let named = named.collect::<Result<Vec<_>, _>>()?;
     let running = Running::find(globals, &router).await;
     let reach = Reach::new(clusters);
-    let waiting = named.iter().map(async |named| match &running {
+    let for_target = |named| running.as_ref().and_then(|running| running.for_target(named));
+    let waiting = named.iter().map(async |named| match for_target(named) {
         Some(running) => {
             let checked = running.check(&named.text, args.timeout, progress).await;
             checked.map_err(|error| running::unreachable(error).doctor(globals, &named.text))

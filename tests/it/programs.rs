@@ -91,7 +91,7 @@ async fn connect_says_at_once_what_cannot_be_reached() {
         ] {
             let (found, back, said) = world.pipe(&["connect", "--wait", "1s", target], b"").await;
             assert!(said.contains(words) && back.is_empty(), "{is_running} {target}: {said}");
-            assert_eq!(found, Some(if is_running { 125 } else { code }), "{is_running} {target}: {said}");
+            assert_eq!(found, Some(code), "{is_running} {target}: {said}");
         }
         let (code, _, said) = world.pipe(&["connect", "-q", "nothing.shop:80"], b"").await;
         assert!(code == Some(125) && said.is_empty(), "{said}");
@@ -338,4 +338,28 @@ async fn a_port_of_env_leads_to_the_context_of_now() {
     assert!(second.faults().streams_seen() > seen, "it leads to the other cluster");
     assert_eq!(address(&world.output(&env).await, "WEB_ADDR"), address(&after, "WEB_ADDR"));
     adit.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_namespace_of_the_command_line_is_not_that_of_the_running_adit() {
+    let port = free_port().await;
+    let world = World::new(&format!("tcp: {{k8s: {{routes: {{{port}: {{service: web, port: 80}}}}}}}}\n"), true).await;
+    let number = port.to_string();
+    // The demo's own namespace has a Service web, and `data` has none.
+    for command in [&["wait", &number][..], &["wait"], &["connect", &number]] {
+        let said = world.output(command).await;
+        assert_eq!(said.code, Some(0), "{command:?}: {said:?}");
+        let said = world.output(&[&["-n", "data"], command].concat()).await;
+        assert!(said.code != Some(0) && said.err.contains("data/web"), "{command:?}: {said:?}");
+    }
+    let own = world.output(&["run", "--", "true"]).await;
+    assert_eq!(own.code, Some(0), "{own:?}");
+    for command in [&["-n", "data", "run", "--", "true"][..], &["-n", "data", "env"]] {
+        let said = world.output(command).await;
+        assert!(said.code != Some(0) && said.err.contains("another namespace"), "{said:?}");
+        assert!(said.err.contains("hint: ") && said.err.contains("--to NAME=TARGET"), "{said:?}");
+    }
+    // A Service that is named has its own tunnel in either.
+    let said = world.output(&["-n", "data", "wait", "postgres"]).await;
+    assert_eq!(said.code, Some(0), "{said:?}");
 }

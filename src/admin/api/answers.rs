@@ -78,6 +78,9 @@ pub struct Overview {
     pub tcp: Vec<SocketAddr>,
     /// The context of names that give none.
     pub context: Option<String>,
+    /// The namespace of --namespace. null: it was not given.
+    #[serde(default)]
+    pub namespace: Option<String>,
     /// When the configuration in use was loaded, in local time.
     pub loaded_at: String,
     /// Why the last change of the file was not applied.
@@ -418,13 +421,27 @@ impl SignIn {
 
 impl Overview {
     pub fn of(source: &Source) -> Self {
-        let Facts { config, http, tcp, context, loaded_at, rejected, local, changed: _ } = source.facts();
+        let Facts { config, http, tcp, context, namespace, loaded_at, rejected, local, changed: _ } = source.facts();
         let kubeconfig = source.router().config.http.kubeconfig.0.clone();
         let started = time(source.journal().started());
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let pid = std::process::id();
         let contexts = ContextRow::all(source, context.as_deref());
-        Self { version, pid, started, config, kubeconfig, http, tcp, context, loaded_at, rejected, local, contexts }
+        Self {
+            version,
+            pid,
+            started,
+            config,
+            kubeconfig,
+            http,
+            tcp,
+            context,
+            namespace,
+            loaded_at,
+            rejected,
+            local,
+            contexts,
+        }
     }
 }
 

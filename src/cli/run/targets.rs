@@ -104,7 +104,8 @@ impl Asked {
     /// Another program uses the port.
     pub fn bind(self, reach: &Reach, running: Option<&Running>) -> Result<Bound, CliError> {
         let address = self.address();
-        if self.name.is_none() && running.is_some_and(|running| running.serves(address)) {
+        if let Some(running) = running.filter(|running| self.name.is_none() && running.serves(address)) {
+            running.only_for(&self.named)?;
             return Ok(Bound { asked: self, at: Place::OfRunning(address) });
         }
         let asked_by = match &self.name {
