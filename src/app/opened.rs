@@ -88,7 +88,7 @@ fn of_service(service: &OpenedService) -> Vec<(String, String)> {
 }
 
 /// Returns a name in the form of a variable's name.
-fn upper(name: &str) -> String {
+pub fn upper(name: &str) -> String {
     name.to_ascii_uppercase().replace('-', "_")
 }
 

@@ -85,15 +85,12 @@ async fn variables(running: &Running, router: &Router, args: &Args) -> Result<BT
     // The ports exist even if no pod answers; `adit wait` waits for the pods.
     let progress = Progress::new(true);
     let mut opened = Vec::new();
-    for text in &args.to {
-        let (name, target) = targets::split(text)?;
-        running.only_for(&router.named(target, running.namespace.as_ref())?)?;
-        let at_port = running.port(Some(name.to_owned()), target, None, progress).await;
-        opened.extend(at_port.map_err(running::unreachable)?);
-    }
-    for address in router.config.tcp.routes.keys() {
-        running.only_for(&router.named(&address.to_string(), None)?)?;
-        let at_port = running.port(None, &address.to_string(), None, progress).await;
+    let named =
+        targets::split_all(&args.to)?.into_iter().map(|(name, target)| (Some(name.to_owned()), target.to_owned()));
+    let routes = router.config.tcp.routes.keys().map(|address| (None, address.to_string()));
+    for (name, target) in named.chain(routes) {
+        running.only_for(&router.named(&target, running.namespace.as_ref())?)?;
+        let at_port = running.port(name, &target, None, progress).await;
         opened.extend(at_port.map_err(running::unreachable)?);
     }
     let mut variables = opened::variables(&opened);

@@ -10,7 +10,7 @@ mod template;
 mod tool;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     env,
     ffi::{OsStr, OsString},
     os::unix::ffi::OsStringExt,
@@ -208,18 +208,7 @@ fn asked(args: &Args, router: &crate::routing::Router, namespace: Option<&Namesp
     if args.to.is_empty() {
         return Asked::routes(router).map_err(fail);
     }
-    let mut names = HashSet::new();
-    let parse = |text: &String| {
-        let asked = Asked::parse(text, router, namespace).map_err(fail)?;
-        match asked.name.clone() {
-            Some(name) if !names.insert(name.to_ascii_uppercase().replace('-', "_")) => {
-                Err(CliError::usage(format!("--to: two targets have the name {name:?}"))
-                    .hint(Some("their variables would have one name: give each its own")))
-            }
-            _ => Ok(asked),
-        }
-    };
-    args.to.iter().map(parse).collect()
+    Asked::parse_all(&args.to, router, namespace).map_err(fail)
 }
 
 /// Returns the variables of a forward proxy for the command. `is_dry`: without a password, because it will not be used.

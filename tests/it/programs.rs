@@ -363,3 +363,14 @@ async fn a_namespace_of_the_command_line_is_not_that_of_the_running_adit() {
     let said = world.output(&["-n", "data", "wait", "postgres"]).await;
     assert_eq!(said.code, Some(0), "{said:?}");
 }
+
+#[tokio::test]
+async fn two_targets_with_one_name_are_refused_by_env_too() {
+    let world = World::new("", true).await;
+    for (first, second) in [("db=web.shop", "db=tools.shop"), ("my-db=web.shop", "my_db=tools.shop")] {
+        for command in [&["env", "--to", first, "--to", second][..], &["run", "--to", first, "--to", second, "true"]] {
+            let said = world.output(command).await;
+            assert!(said.code == Some(2) && said.err.contains("two targets have the name"), "{command:?}: {said:?}");
+        }
+    }
+}

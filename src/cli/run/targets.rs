@@ -1,6 +1,7 @@
 //! The targets of a command: parsed, bound to local ports, and opened.
 
 use std::{
+    collections::HashSet,
     net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
@@ -11,7 +12,7 @@ use tokio::net::TcpListener;
 use super::progress::Progress;
 use crate::{
     app::{
-        opened::{Opened, is_name},
+        opened::{self, Opened, is_name},
         reach::{At, Reach},
     },
     cli::{
@@ -53,11 +54,25 @@ impl From<NamedError> for CliError {
     }
 }
 
-/// Splits `NAME=TARGET`.
+/// Splits each `NAME=TARGET` of a command line.
 ///
 /// # Errors
-/// The name is missing, or not valid for a variable.
-pub fn split(text: &str) -> Result<(&str, &str), CliError> {
+/// A name is missing, not valid for a variable, or that of another target.
+pub fn split_all(texts: &[String]) -> Result<Vec<(&str, &str)>, CliError> {
+    let mut names = HashSet::new();
+    let mut all = Vec::new();
+    for text in texts {
+        let (name, target) = split(text)?;
+        if !names.insert(opened::upper(name)) {
+            return Err(CliError::usage(format!("--to: two targets have the name {name:?}"))
+                .hint(Some("their variables would have one name: give each its own")));
+        }
+        all.push((name, target));
+    }
+    Ok(all)
+}
+
+fn split(text: &str) -> Result<(&str, &str), CliError> {
     let (name, target) = text.split_once('=').unwrap_or_default();
     let message = match name {
         "" => format!("--to: {text:?} is not NAME=TARGET"),
@@ -71,14 +86,15 @@ pub fn split(text: &str) -> Result<(&str, &str), CliError> {
 }
 
 impl Asked {
-    /// Parses `NAME=TARGET`.
+    /// Parses each `NAME=TARGET` of a command line.
     ///
     /// # Errors
-    /// The name or the target is not valid.
-    pub fn parse(text: &str, router: &Router, namespace: Option<&Namespace>) -> Result<Self, CliError> {
-        let (name, target) = split(text)?;
-        let named = router.named(target, namespace)?;
-        Ok(Self { name: Some(name.to_owned()), named })
+    /// A name or a target is not valid, or two have one name.
+    pub fn parse_all(texts: &[String], router: &Router, namespace: Option<&Namespace>) -> Result<Vec<Self>, CliError> {
+        let parse = |(name, target): (&str, &str)| {
+            Ok(Self { name: Some(name.to_owned()), named: router.named(target, namespace)? })
+        };
+        split_all(texts)?.into_iter().map(parse).collect()
     }
 
     /// Returns every TCP route of the configuration.
