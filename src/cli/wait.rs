@@ -36,7 +36,8 @@ pub struct Args {
 }
 
 pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
-    up::run_to_end(start(globals, args))
+    let quiet = args.quiet;
+    up::run_quietly(quiet, start(globals, args))
 }
 
 async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {

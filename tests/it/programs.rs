@@ -374,3 +374,12 @@ async fn two_targets_with_one_name_are_refused_by_env_too() {
         }
     }
 }
+
+#[tokio::test]
+async fn quiet_is_quiet_for_every_error() {
+    let world = World::new("", false).await;
+    for command in [&["wait", "--quiet", "a b"][..], &["wait", "-q"], &["connect", "--quiet", "a b"]] {
+        let said = world.output(command).await;
+        assert_eq!((said.code.is_some_and(|code| code > 0), said.err.as_str()), (true, ""), "{command:?}: {said:?}");
+    }
+}
