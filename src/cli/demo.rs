@@ -7,7 +7,8 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 use super::{
     Globals,
     report::{CliError, print},
-    up::{self, Signals},
+    run::signals::{ENDS, Signals},
+    up,
 };
 use crate::{
     app::{App, Bound, Overrides},
@@ -37,7 +38,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let verbosity = telemetry::init(globals.format(), globals.verbose);
     let overrides = globals.overrides()?;
     up::run_to_end(async {
-        let signals = Signals::new()?;
+        let mut signals = Signals::new(ENDS)?;
         let demo =
             Demo::start().await.map_err(|error| CliError::new("cannot start the demo cluster").cause(Some(error)))?;
         let config = config(&demo, &overrides);
@@ -48,7 +49,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
         )?;
         print(&banner(&demo, &bound))?;
         let traffic = (!args.quiet).then(|| tokio::spawn(traffic::run(bound.http_addresses(), demo.kubeconfig())));
-        let ended = up::serve(bound, signals).await;
+        let ended = up::serve(bound, async || _ = signals.next().await).await;
         if let Some(traffic) = traffic {
             traffic.abort();
         }

@@ -14,8 +14,8 @@ use super::{
     named_service::NamedService,
     place::{Place, serving},
     report::{CliError, print},
-    server,
-    up::{self, Signals},
+    run::signals::{ENDS, Signals},
+    server, up,
 };
 use crate::{
     admin::api::services::named_context,
@@ -119,18 +119,20 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     telemetry::init(globals.format(), globals.verbose);
     up::raise_open_file_limit();
     up::run_to_end(async {
-        let mut signals = Signals::new()?;
+        // While a kubeconfig is read that is a pipe, a signal has its default effect.
+        let place = Place::of(globals);
+        let mut signals = Signals::new(ENDS)?;
         let Some(take) = args.take else {
-            let running = by_hand(globals, args.command);
+            let running = by_hand(place?, args.command);
             return tokio::select! {
                 done = running => done.map(|()| ExitCode::SUCCESS),
-                () = signals.next() => Ok(ExitCode::from(up::INTERRUPTED)),
+                _ = signals.next() => Ok(ExitCode::from(up::INTERRUPTED)),
             };
         };
         // Signals are handled from here on, so that the user can interrupt a cluster that does not answer.
         let setup = tokio::select! {
-            setup = set_up(globals, take) => setup?,
-            () = signals.next() => return Ok(ExitCode::from(up::INTERRUPTED)),
+            setup = set_up(place, take) => setup?,
+            _ = signals.next() => return Ok(ExitCode::from(up::INTERRUPTED)),
         };
         let shown = setup.shown;
         let opened = move |_: &[client::Open]| {
@@ -144,8 +146,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     })
 }
 
-async fn by_hand(globals: &Globals, command: Option<Command>) -> Result<(), CliError> {
-    let place = Place::of(globals)?;
+async fn by_hand(place: Place, command: Option<Command>) -> Result<(), CliError> {
     match command {
         Some(Command::Ls { all_namespaces, output }) => taken::list(&place, all_namespaces, output).await,
         Some(Command::Restore { service, all_namespaces }) => taken::restore(&place, service, all_namespaces).await,
@@ -209,9 +210,10 @@ fn condition(args: &Take) -> Result<Option<Condition>, CliError> {
     })
 }
 
-async fn set_up(globals: &Globals, args: Take) -> Result<Setup, CliError> {
+/// `place`: its error is less important than one of the command line.
+async fn set_up(place: Result<Place, CliError>, args: Take) -> Result<Setup, CliError> {
     let condition = condition(&args)?;
-    let place = Place::of(globals)?;
+    let place = place?;
     let cluster = place.cluster().await?;
     let listener = place.listener();
     let Place { clusters, id, namespace, router } = place;

@@ -5,8 +5,8 @@ use std::{cell::RefCell, collections::BTreeSet, path::PathBuf, process::ExitCode
 use super::{
     Globals, Output,
     report::{CliError, print, warning},
-    server,
-    up::{self, Signals},
+    run::signals::{ENDS, Signals},
+    server, up,
 };
 use crate::{
     config::{RelayAddress, names::host_header, shell::quoted},
@@ -68,7 +68,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     telemetry::init(globals.format(), globals.verbose);
     up::raise_open_file_limit();
     up::run_to_end(async {
-        let mut signals = Signals::new()?;
+        let mut signals = Signals::new(ENDS)?;
         let is_json = args.output == Some(Output::Json);
         let local_host = options.local_host.clone();
         let opened = move |open: &[client::Open]| {
@@ -123,7 +123,7 @@ pub async fn serve(
     let mut running = std::pin::pin!(client::run(options, Refusals::End, drain.clone(), tell));
     tokio::select! {
         ended = &mut running => ended.map_err(|error| told(error, refused))?,
-        () = signals.next() => {
+        _ = signals.next() => {
             drain.start();
             // Do not wait for a relay that does not answer the goodbye.
             let _ = tokio::time::timeout(GRACE, running).await;

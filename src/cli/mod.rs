@@ -45,7 +45,10 @@ use std::{
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use tokio::time::sleep;
 
-use self::report::CliError;
+use self::{
+    report::CliError,
+    run::signals::{ENDS, Signals},
+};
 use crate::{
     app::Overrides,
     config::{
@@ -268,7 +271,7 @@ fn block_on(command: impl Future<Output = Result<(), CliError>>) -> Result<ExitC
 fn to_end(command: impl Future<Output = Result<ExitCode, CliError>>) -> Result<ExitCode, CliError> {
     telemetry::init_plugins();
     up::run_to_end(async {
-        let mut signals = up::Signals::new()?;
+        let mut signals = Signals::new(ENDS)?;
         // A kubeconfig may be a pipe that nobody writes, or on a file system that hangs: then this thread notices no signal.
         thread::spawn(|| up::run_to_end(exit_at_signal()));
         tokio::select! {
@@ -280,7 +283,7 @@ fn to_end(command: impl Future<Output = Result<ExitCode, CliError>>) -> Result<E
 
 /// Ends the process soon after a signal, if nothing else has done so.
 async fn exit_at_signal() -> Result<(), CliError> {
-    up::Signals::new()?.next().await;
+    Signals::new(ENDS)?.next().await;
     sleep(Duration::from_secs(1)).await;
     std::process::exit(i32::from(up::INTERRUPTED))
 }

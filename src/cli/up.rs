@@ -70,7 +70,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
             None => return Ok(ExitCode::from(INTERRUPTED)),
         };
         print(&text)?;
-        serve(bound, signals).await
+        serve(bound, async || signals.next().await).await
     })
 }
 
@@ -111,7 +111,7 @@ pub fn bind(app: App, config: crate::config::Config) -> Result<Bound, CliError> 
     })
 }
 
-/// Signals that end adit: SIGINT, SIGTERM, and SIGHUP if the terminal was closed. Otherwise SIGHUP makes adit read the
+/// Signals that end a process with a configuration to read again: SIGINT, SIGTERM, and SIGHUP if the terminal was closed. Otherwise SIGHUP makes adit read the
 /// configuration again.
 pub struct Signals {
     interrupt: Signal,
@@ -146,11 +146,11 @@ impl Signals {
 }
 
 /// Serves until a signal, then lets requests finish within the grace. A second signal ends adit at once.
-pub async fn serve(bound: Bound, mut signals: Signals) -> Result<ExitCode, CliError> {
+pub async fn serve(bound: Bound, mut signal: impl AsyncFnMut()) -> Result<ExitCode, CliError> {
     let drain = Drain::new();
     tokio::select! {
         served = bound.run(drain.clone()) => served?,
-        () = signals.next() => {}
+        () = signal() => {}
     }
     let grace = Limits::default().grace;
     info!("stopping: requests in progress have {grace:?}");
@@ -161,7 +161,7 @@ pub async fn serve(bound: Bound, mut signals: Signals) -> Result<ExitCode, CliEr
             }
             Ok(ExitCode::SUCCESS)
         }
-        () = signals.next() => Ok(ExitCode::from(INTERRUPTED)),
+        () = signal() => Ok(ExitCode::from(INTERRUPTED)),
     }
 }
 

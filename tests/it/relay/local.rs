@@ -130,3 +130,27 @@ async fn the_status_says_that_a_dev_server_refuses_its_public_name_and_what_to_w
     again.readable().await.unwrap();
     assert_eq!(adit.log().matches("refuses the Host header").count(), 1, "{}", adit.log());
 }
+
+#[tokio::test]
+async fn a_hang_up_ends_a_client_whose_errors_go_to_a_file_unless_nohup_runs_it() {
+    let (port, _) = echo().await;
+    let (relay, _, folder) = relay_for(port).await;
+    for (script, survives) in [("exec \"$@\"", false), ("trap '' HUP; exec \"$@\"", true)] {
+        let errors = std::fs::File::create(folder.path().join("log")).unwrap();
+        let mut command = tokio::process::Command::new("sh");
+        command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_adit"), "local", &port.to_string()]);
+        command.args(["--to", &relay.address.to_string(), "--secret-file"]).arg(folder.path().join("secret"));
+        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).stderr(errors);
+        let mut child = command.kill_on_drop(true).spawn().unwrap();
+        eventually("it is open", || async { relay.server.snapshot().len() == 1 }).await;
+        let id = child.id().unwrap().to_string();
+        let signal = |name: &'static str| tokio::process::Command::new("kill").args([name, &id]).status();
+        assert!(signal("-HUP").await.unwrap().success());
+        if survives {
+            assert!(timeout(Duration::from_millis(700), child.wait()).await.is_err(), "nohup keeps it");
+            assert!(signal("-TERM").await.unwrap().success());
+        }
+        assert!(timeout(PATIENCE, child.wait()).await.expect("it ends").unwrap().success());
+        eventually("the port is free", || async { relay.server.snapshot().is_empty() }).await;
+    }
+}
