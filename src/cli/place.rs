@@ -9,6 +9,7 @@ use std::{
 use super::{Globals, report::CliError, running::Running};
 use crate::{
     admin::api::services::named_context,
+    app,
     config::{ContextName, InvalidValue, Namespace, shell::kubectl},
     k8s::client::{Cluster, Clusters},
     routing::{ClusterId, RouteError, Router, alias},
@@ -27,6 +28,14 @@ impl Place {
     /// The configuration is invalid, or there is no context.
     pub fn of(globals: &Globals) -> Result<Self, CliError> {
         let (clusters, router) = super::router(globals.load()?);
+        Self::at(clusters, router, globals)
+    }
+
+    /// Does the same with a kubeconfig that was read already: it may be a pipe, which can be read only once.
+    ///
+    /// # Errors
+    /// There is no context.
+    pub fn at(clusters: Arc<Clusters>, router: Router, globals: &Globals) -> Result<Self, CliError> {
         let id = ClusterId { kubeconfig: router.http_contexts.kubeconfig.clone(), context: context(&router)? };
         let of_alias = router.config.contexts.values().find(|alias| alias.name == id.context);
         let namespace = globals.namespace.clone();
@@ -62,14 +71,18 @@ impl Place {
 ///
 /// # Errors
 /// The configuration is invalid.
-pub async fn serving(globals: &Globals, router: Router) -> Result<(Option<Running>, Router), CliError> {
+pub async fn serving(
+    globals: &Globals,
+    clusters: &Clusters,
+    router: Router,
+) -> Result<(Option<Running>, Router), CliError> {
     let running = Running::find(globals, &router).await;
     let context = router.config.default_context.clone();
     let Some(context) = context.filter(|_| globals.context.is_some() && running.is_none()) else {
         return Ok((running, router));
     };
     let others = Globals { context: None, ..globals.clone() };
-    let (_, of_others) = super::router(others.load()?);
+    let of_others = app::route(clusters, Arc::new(others.load()?));
     if named_context(&of_others, &context).is_err() {
         let advice = alias::advice(&context, &router.http_contexts);
         let note = format!(

@@ -37,7 +37,7 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     let namespaces = (!args.all_namespaces).then(|| namespace.clone());
     let query = Query { context: Some(context.clone()), namespace: namespaces, pods: false };
     // A running adit is signed in already.
-    let (running, router) = place::serving(globals, place.router.clone()).await?;
+    let (running, router) = place::serving(globals, &place.clusters, place.router.clone()).await?;
     let mut found = match running {
         Some(running) => socket::get::<Services>(&running.socket, &format!("services?{query}")).await?,
         None => services::list(&place.clusters, &router, &query, place.listener()).await,

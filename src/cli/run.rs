@@ -155,8 +155,11 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let opening = targets::open_all(globals, bound, &reach, running.as_ref(), wait, progress);
     let reading = async {
         // A dry run does not need the values.
-        let wanted = secrets.iter().filter(|_| !args.dry_run);
-        try_join_all(wanted.map(|secret| secret.read(globals))).await
+        if secrets.is_empty() || args.dry_run {
+            return Ok(Vec::new());
+        }
+        let place = Place::at(reach.clusters.clone(), router.clone(), globals)?;
+        try_join_all(secrets.iter().map(|secret| secret.read(&place))).await
     };
     let (opened, values) = tokio::select! {
         found = async { tokio::join!(opening, reading) } => found,
@@ -334,8 +337,7 @@ impl FromSecret {
         format!("(key {} of Secret {namespace}{})", self.key, self.name)
     }
 
-    async fn read(&self, globals: &Globals) -> Result<OsString, CliError> {
-        let place = Place::of(globals)?;
+    async fn read(&self, place: &Place) -> Result<OsString, CliError> {
         let namespace = self.namespace.as_ref().unwrap_or(&place.namespace);
         let value = secret::value(&*place.cluster().await?, namespace, &self.name, &self.key).await?;
         if value.contains(&0) {

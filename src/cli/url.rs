@@ -43,7 +43,7 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     let (_, of_names) = match target.workload {
         // The URL names the context, so it does not matter with which one adit runs.
         Workload::Pod(_) => (None, router.clone()),
-        _ => place::serving(globals, router.clone()).await?,
+        _ => place::serving(globals, &clusters, router.clone()).await?,
     };
     // A pod without a Service has only the long form of a name, which includes context and port.
     let (is_long, name) = match &target.workload {

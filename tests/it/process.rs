@@ -647,6 +647,39 @@ async fn a_kubeconfig_that_is_a_pipe_is_read_once_and_served() {
 }
 
 #[tokio::test]
+async fn a_command_reads_a_kubeconfig_that_is_a_pipe_once() {
+    let (demo, home) = (start_demo().await, tempfile::tempdir().unwrap());
+    let secret =
+        serde_json::json!({"metadata": {"namespace": "shop", "name": "pass"}, "data": {"key": "aHVudGVyMg=="}});
+    demo.world().put("secrets", secret);
+    for (arguments, told) in [
+        (
+            &["run", "--to", "web=web.shop", "--secret", "WORD=shop/pass:key", "--", "sh", "-c", "echo $WORD"][..],
+            "hunter2",
+        ),
+        (&["routes", "--context", "demo", "-n", "shop"], "shop/web"),
+        (&["url", "--context", "demo", "web.shop"], "web.shop"),
+    ] {
+        let script = "rm -f \"$HOME/pipe\" && mkfifo \"$HOME/pipe\" && { cat \"$KUBECONFIG\" > \"$HOME/pipe\" & \
+            exec \"$@\" --kubeconfig \"$HOME/pipe\"; }";
+        // The options of adit come before the command that it runs.
+        let script = if arguments[0] == "run" {
+            "rm -f \"$HOME/pipe\" && mkfifo \"$HOME/pipe\" && { cat \"$KUBECONFIG\" > \"$HOME/pipe\" & \
+                export KUBECONFIG=\"$HOME/pipe\"; exec \"$@\"; }"
+        } else {
+            script
+        };
+        let mut command = Command::new("sh");
+        let command = environment(&mut command, &home).args(["-c", script, "sh", env!("CARGO_BIN_EXE_adit")]);
+        let command = command.args(arguments).env("KUBECONFIG", demo.kubeconfig()).kill_on_drop(true);
+        let output =
+            timeout(PATIENCE, command.output()).await.unwrap_or_else(|_| panic!("{arguments:?} ends")).unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains(told), "{arguments:?}: {said} {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[tokio::test]
 async fn a_kubeconfig_that_nobody_writes_is_told_and_a_signal_ends_the_wait() {
     let home = tempfile::tempdir().unwrap();
     let pipe = home.path().join("pipe");
