@@ -130,10 +130,11 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
 async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let config = globals.load()?;
     let log = telemetry::init_command(globals.format(), config.verbose && !args.quiet);
+    // While a kubeconfig is read that is a pipe, a signal has its default effect.
+    let (clusters, router) = super::router(config);
     let mut signals = Signals::new(PASSED_ON).map_err(own)?;
     let open_files = getrlimit(Resource::Nofile).current;
     up::raise_open_file_limit();
-    let (clusters, router) = super::router(config);
     let namespace = globals.namespace.clone();
     let asked = asked(&args, &router, namespace.as_ref())?;
     let (templates, secrets) = (pairs("--env", &args.env)?, secrets(&args.secret)?);

@@ -43,8 +43,9 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
 async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let config = globals.load()?;
     telemetry::init_command(globals.format(), config.verbose && !args.quiet);
-    let mut signals = Signals::new(ENDS)?;
+    // While a kubeconfig is read that is a pipe, a signal has its default effect.
     let (clusters, router) = super::router(config);
+    let mut signals = Signals::new(ENDS)?;
     let targets = targets(&args, &router)?;
     let (progress, namespace) = (Progress::new(args.quiet), globals.namespace.clone());
     // Reject malformed targets before waiting for any.
