@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -15,7 +15,7 @@ use std::{
 use secrecy::ExposeSecret;
 use tokio::{
     net::TcpListener,
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -56,8 +56,7 @@ pub struct Tunnel {
     pub(super) exposed: Option<ExposeRequest>,
     /// Claim on the Service's port that routes to the tunnel.
     pub(super) claim: Mutex<Option<Claim>>,
-    /// Set at the end: the tunnel had a claim, and no other tunnel has taken it over.
-    pub(super) is_given_back: AtomicBool,
+    pub(super) end: watch::Sender<ClaimEnd>,
     /// The tunnel's part of the port, if it does not have the whole.
     pub(super) seat: Mutex<Option<Seat>>,
     pub(super) resume: Token,
@@ -69,6 +68,25 @@ pub struct Tunnel {
     /// Listener of the public port, until the tunnel closes.
     pub(super) listener: Mutex<Option<Arc<TcpListener>>>,
     pub(super) gone: CancellationToken,
+}
+
+/// What becomes of the claim of a tunnel.
+///
+/// ```text
+/// Open --close()----------------------------------> GivenBack, or Over without a claim
+///   `--take_over()--> TakenOver --a new claim-----> Over
+///                         `------no new claim-----> GivenBack
+/// ```
+#[derive(Clone, Debug)]
+pub(super) enum ClaimEnd {
+    Open,
+    /// A new tunnel of the same client is opening, and may get the claim. It needs the port.
+    TakenOver,
+    /// The Service routes to its pods again. Late visitors are passed on to them, from the listener of the new tunnel if that
+    /// has failed.
+    GivenBack(Option<Arc<TcpListener>>),
+    /// Another tunnel has the claim, or there was none.
+    Over,
 }
 
 /// Name of an HTTP tunnel.
@@ -138,7 +156,13 @@ impl Server {
         // Requests go to the pods from now on. A task that no longer finds the tunnel must find no claim either.
         let (seat, claim) = (tunnel.seat().take(), tunnel.claim().take());
         let back = claim.as_ref().map(Claim::back);
-        tunnel.is_given_back.store(claim.is_some(), Ordering::Relaxed);
+        tunnel.end.send_if_modified(|end| {
+            let is_open = matches!(end, ClaimEnd::Open);
+            if is_open {
+                *end = if claim.is_some() { ClaimEnd::GivenBack(None) } else { ClaimEnd::Over };
+            }
+            is_open
+        });
         let is_kept = !is_clean && !tunnel.session.is_v1 && (tunnel.has_port() || tunnel.kind == Kind::Http);
         {
             let mut state = self.state();

@@ -16,7 +16,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{Server, quotas::Quota, refused::VisitorError, tunnels::Tunnel, usage::Counting};
+use super::{
+    Server,
+    quotas::Quota,
+    refused::VisitorError,
+    tunnels::{ClaimEnd, Tunnel},
+    usage::Counting,
+};
 use crate::{
     io::{
         BoxedIo, Io,
@@ -92,9 +98,19 @@ impl Server {
             () = ended => {}
             () = self.drain.started() => {}
         }
-        // If another tunnel takes the port over, it serves the visitors itself.
-        let is_left = self.drain.is_draining() || tunnel.is_given_back.load(Ordering::Relaxed);
-        if let Some((passage, back)) = after.filter(|_| is_left) {
+        // If another tunnel takes the port over, it binds the port and serves the visitors itself.
+        let mut end = tunnel.end.subscribe();
+        let listener = Some(listener).filter(|_| !matches!(*end.borrow(), ClaimEnd::TakenOver));
+        let end = tokio::select! {
+            biased;
+            () = self.drain.started() => ClaimEnd::GivenBack(None),
+            end = end.wait_for(|end| !matches!(end, ClaimEnd::TakenOver)) => end.map_or(ClaimEnd::Over, |end| end.clone()),
+        };
+        let listener = match end {
+            ClaimEnd::GivenBack(of_new) => of_new.or(listener),
+            _ => None,
+        };
+        if let Some(((passage, back), listener)) = after.zip(listener) {
             let over = CancellationToken::new();
             self.state().passing.insert(tunnel.port, over.clone());
             tokio::select! {

@@ -383,3 +383,24 @@ async fn a_relay_that_ends_gives_back_what_it_has() {
     place.relay_ends(relay).await;
     place.is_again(&before).await;
 }
+
+#[tokio::test]
+async fn a_takeover_that_fails_halfway_passes_visitors_on_until_the_service_is_given_back() {
+    let place = Place::new().await;
+    let before = place.objects();
+    let relay = place.relay("one", "a").await;
+    let mut laptop = Laptop::connect(&relay).await;
+    let port = laptop.take("web.shop:80").await.unwrap();
+    let mut again = Laptop::connect(&relay).await;
+    again.resume = laptop.resume;
+    place.demo.faults().judge(Some(Box::new(|method, _| (method != http::Method::GET).then_some(Mishap::Answer(503)))));
+    again.take("web.shop:80").await.unwrap_err();
+    // The Service cannot be given back yet, so its clients still arrive at the port.
+    for _ in 0..5 {
+        tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("a visitor is accepted");
+        sleep(Duration::from_millis(50)).await;
+    }
+    place.demo.faults().judge(None);
+    place.is_again(&before).await;
+    place.relay_ends(relay).await;
+}

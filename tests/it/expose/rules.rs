@@ -213,3 +213,35 @@ async fn nobody_does_through_a_relay_what_rbac_does_not_let_them_do() {
     refused(&place, &mut laptop, "fresh.shop:80", "user \"demo\" may not create services in namespace shop").await;
     place.relay_ends(relay).await;
 }
+
+#[tokio::test]
+async fn a_review_that_fails_when_a_client_comes_back_changes_nothing() {
+    let place = Place { authority: Authority::Kubernetes, ..Place::new().await };
+    let before = place.objects();
+    let relay = place.relay("one", "a").await;
+    let mut laptop = Laptop::connect(&relay).await;
+    laptop.send(Frame::Identity { token: token(&place, "demo") }).await;
+    let port = laptop.take("web.shop:80").await.unwrap();
+    let taken = place.objects();
+    for review in ["tokenreviews", "subjectaccessreviews"] {
+        let mut again = Laptop::connect(&relay).await;
+        again.send(Frame::Identity { token: token(&place, "demo") }).await;
+        again.resume = laptop.resume;
+        place.demo.faults().judge(Some(Box::new(move |_, path| path.ends_with(review).then_some(Mishap::Answer(503)))));
+        let refused = again.take("web.shop:80").await.unwrap_err();
+        assert!(refused.contains("cannot ask Kubernetes"), "{refused}");
+        place.demo.faults().judge(None);
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        assert_eq!(place.objects(), taken, "{review}: the Service stays taken over");
+        assert_eq!(relay.relay.server.snapshot().len(), 1, "{review}: the old tunnel stays open");
+    }
+    // The next attempt succeeds, and has the same port.
+    let mut again = Laptop::connect(&relay).await;
+    again.send(Frame::Identity { token: token(&place, "demo") }).await;
+    again.resume = laptop.resume;
+    assert_eq!(again.take("web.shop:80").await, Ok(port));
+    drop(laptop);
+    again.goodbye().await;
+    place.is_again(&before).await;
+    place.relay_ends(relay).await;
+}

@@ -2,11 +2,35 @@
 
 use super::*;
 
-/// The Service's claim and part that the old tunnel of a returning client had.
+/// The Service's claim and part that the old tunnel of a returning client had. Dropping it gives back the claim, if no new one
+/// has replaced it.
 #[derive(Default)]
 struct Before {
+    /// The old tunnel, if it had a claim.
+    old: Option<Arc<Tunnel>>,
     claim: Option<Claim>,
     shared: Option<Arc<SharedPort>>,
+    /// Listener of the new tunnel.
+    listener: Option<Arc<TcpListener>>,
+}
+
+impl Before {
+    /// Drops the claim after a new one has replaced it.
+    fn replaced(mut self) {
+        drop(self.claim.take());
+    }
+}
+
+impl Drop for Before {
+    fn drop(&mut self) {
+        if let Some(old) = &self.old {
+            let end = match self.claim.take() {
+                Some(_) => ClaimEnd::GivenBack(self.listener.take()),
+                None => ClaimEnd::Over,
+            };
+            old.end.send_replace(end);
+        }
+    }
 }
 
 impl Server {
@@ -15,11 +39,10 @@ impl Server {
         session: &Arc<Session>,
         wanted: &Wanted,
     ) -> Result<Arc<Tunnel>, TunnelError> {
-        let before = self.take_over(session, wanted).await;
         let Wanted { kind, port, name, resume, .. } = wanted;
         let (kind, port) = (*kind, *port);
+        // Before the takeover: a client that may not have the tunnel now, or whose review fails, keeps its old one.
         let asked = self.exposed(session, kind, name).await?;
-        self.check_quota(session, wanted.id)?;
         let (name, host) = match name.split_once('=') {
             Some((name, host)) if kind == Kind::Http => {
                 let known = host_header(host, None, 0);
@@ -27,10 +50,13 @@ impl Server {
             }
             _ => (name.as_str(), None),
         };
+        let name = if kind == Kind::Http { self.checked_name(session, name)? } else { name.to_owned() };
+        let mut before = self.take_over(session, wanted).await;
+        self.check_quota(session, wanted.id)?;
         let entrance = match (kind, &asked) {
-            (Kind::Http, _) => Entrance::Name(self.checked_name(session, name)?),
-            (_, Some(asked)) if asked.condition.is_some() => Entrance::Shared(match before.shared {
-                Some(shared) => shared,
+            (Kind::Http, _) => Entrance::Name(name),
+            (_, Some(asked)) if asked.condition.is_some() => Entrance::Shared(match &before.shared {
+                Some(shared) => shared.clone(),
                 None => self.shared_port(session, asked)?,
             }),
             (_, Some(_)) => Entrance::Port(self.listen(session, 0, resume).await?),
@@ -41,11 +67,14 @@ impl Server {
             Entrance::Shared(shared) => (shared.port, Some(shared.pods())),
             Entrance::Name(_) => (0, None),
         };
+        if let Entrance::Port((listener, _)) = &entrance {
+            before.listener = Some(listener.clone());
+        }
         let claim = match &asked {
             Some(asked) => self.claim(asked, port, &pods, before.claim.as_ref()).await?,
             None => None,
         };
-        drop(before.claim);
+        before.replaced();
         // A Service that adit created has no pods.
         let pods = pods.filter(|_| asked.as_ref().is_some_and(|asked| asked.replaces));
         let back = claim.as_ref().map(Claim::back);
@@ -76,7 +105,7 @@ impl Server {
                 host,
                 exposed: asked,
                 claim: Mutex::new(claim),
-                is_given_back: AtomicBool::new(false),
+                end: watch::Sender::new(ClaimEnd::Open),
                 seat: Mutex::new(seat),
                 resume,
                 streams: AtomicUsize::new(0),
@@ -298,9 +327,12 @@ impl Server {
         };
         let is_same = same_public(&&old);
         let shared = old.seat().as_ref().filter(|_| is_same).map(|seat| seat.shared().clone());
-        let before = Before { claim: old.claim().take(), shared };
+        let claim = old.claim().take();
+        if claim.is_some() {
+            old.end.send_replace(ClaimEnd::TakenOver);
+        }
         self.close(&old, false);
-        before
+        Before { old: claim.is_some().then_some(old), claim, shared, listener: None }
     }
 
     /// Listens on the port that the client had before, else on the requested port, else on any. A port without a tunnel
