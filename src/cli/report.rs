@@ -20,7 +20,7 @@ pub struct CliError {
 
 impl CliError {
     pub fn new(message: impl Display) -> Self {
-        Self { code: 1, message: message.to_string(), causes: Vec::new(), hint: None, is_quiet: false }
+        Self { code: 1, message: lines(&message.to_string()), causes: Vec::new(), hint: None, is_quiet: false }
     }
 
     /// Returns an error of the user's input, with exit code 2.
@@ -44,12 +44,12 @@ impl CliError {
     }
 
     pub fn cause(mut self, cause: Option<impl Display>) -> Self {
-        self.causes.extend(cause.map(|cause| cause.to_string()));
+        self.causes.extend(cause.map(|cause| lines(&cause.to_string())));
         self
     }
 
     pub fn hint(mut self, hint: Option<impl Display>) -> Self {
-        self.hint = hint.map(|hint| hint.to_string());
+        self.hint = hint.map(|hint| lines(&hint.to_string()));
         self
     }
 
@@ -140,8 +140,11 @@ impl From<crate::config::problem::LoadError> for CliError {
             Some(problem) => {
                 Self::usage(format!("cannot load {file}")).cause(Some(&problem.message)).hint(problem.hint.as_ref())
             }
-            None => Self::usage(format!("cannot load {file}\n{}", error.snippets(colours(&io::stderr()))))
-                .hint(Some(format!("adit check {file}"))),
+            None => {
+                // The escapes are adit's own colours.
+                let message = format!("cannot load {file}\n{}", error.snippets(colours(&io::stderr())));
+                Self { message, ..Self::usage("") }.hint(Some(format!("adit check {file}")))
+            }
         }
     }
 }
@@ -172,19 +175,31 @@ pub fn print(text: &str) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Returns a text for one line of a terminal. Text of a cluster, a pod or a relay may contain escapes, which could change the
+/// terminal's title, its screen, or the lines above.
+pub fn line(text: &str) -> String {
+    text.chars().map(|each| if each.is_control() { ' ' } else { each }).collect()
+}
+
+/// Does the same, but keeps line ends.
+fn lines(text: &str) -> String {
+    text.split('\n').map(line).collect::<Vec<_>>().join("\n")
+}
+
 /// Returns rows as text with aligned columns.
 pub fn table(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<_>> = rows.iter().map(|row| row.iter().map(|cell| line(cell)).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
         .map(|at| rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max().unwrap_or(0))
         .collect();
     let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
+    for row in &rows {
+        let mut shown = String::new();
         for (cell, width) in row.iter().zip(&widths) {
-            let _ = write!(line, "{cell:<width$}   ");
+            let _ = write!(shown, "{cell:<width$}   ");
         }
-        text.push_str(line.trim_end());
+        text.push_str(shown.trim_end());
         text.push('\n');
     }
     text
@@ -198,6 +213,18 @@ mod tests {
     fn columns_are_aligned() {
         let rows = [vec!["NAME".to_owned(), "URL".to_owned()], vec!["argocd".to_owned(), "x".to_owned()]];
         assert_eq!(table(&rows), "NAME     URL\nargocd   x\n");
+    }
+
+    #[test]
+    fn escapes_of_a_cluster_do_not_reach_the_terminal() {
+        let evil = "a\x1b]0;x\x07\u{9b}2J\n\tb";
+        assert_eq!(table(&[vec![evil.to_owned(), "c".to_owned()]]), "a ]0;x  2J  b   c\n");
+        let error = CliError::new(evil).cause(Some(evil)).hint(Some(evil));
+        let cleaned = "a ]0;x  2J\n b";
+        assert_eq!(
+            (error.message.as_str(), error.causes[0].as_str(), error.hint.as_deref()),
+            (cleaned, cleaned, Some(cleaned))
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 pub use crate::config::shell::quoted;
 use crate::{
-    cli::{Cli, Globals},
+    cli::{Cli, Globals, report::line},
     config::shell,
 };
 
@@ -182,9 +182,9 @@ impl Report {
             };
             let mark = format!("{glyph} {word:<4}");
             let mark = if colour { format!("\x1b[{paint}m{mark}\x1b[0m") } else { mark };
-            let _ = writeln!(text, "  {mark}  {} [{}]", check.says, check.id);
-            for line in check.detail.iter().flat_map(|detail| detail.lines()) {
-                let _ = writeln!(text, "          {line}");
+            let _ = writeln!(text, "  {mark}  {} [{}]", line(&check.says), check.id);
+            for detail in check.detail.iter().flat_map(|detail| detail.lines()) {
+                let _ = writeln!(text, "          {}", line(detail));
             }
             if let Some(fix) = check.fix.as_ref().filter(|_| check.status != Status::Ok) {
                 let mut lines = fix.text.lines().chain(fix.command.as_deref().unwrap_or_default().lines());
@@ -195,9 +195,9 @@ impl Report {
                     }
                     (_, says) => says.unwrap_or_default().to_owned(),
                 };
-                let _ = writeln!(text, "          {arrow} {first}");
-                for line in lines {
-                    let _ = writeln!(text, "            {line}");
+                let _ = writeln!(text, "          {arrow} {}", line(&first));
+                for rest in lines {
+                    let _ = writeln!(text, "            {}", line(rest));
                 }
             }
         }
@@ -213,7 +213,7 @@ impl Report {
         }
         let counts = format!("{}, {}", many(fail, "failure"), many(warn, "warning"));
         let worst = self.checks.iter().find(|check| check.status == if fail > 0 { Status::Fail } else { Status::Warn });
-        let says = worst.map(|check| check.says.trim_end_matches('.')).unwrap_or_default();
+        let says = worst.map(|check| line(check.says.trim_end_matches('.'))).unwrap_or_default();
         match fail {
             0 => format!("{counts}: adit works; {says}."),
             _ => format!("{counts}: {says}."),
@@ -241,6 +241,15 @@ mod tests {
         {
             assert_eq!(report(statuses, strict).ok, ok, "{statuses:?} {strict}");
         }
+    }
+
+    #[test]
+    fn escapes_of_a_pod_do_not_reach_the_terminal() {
+        let evil = "HTTP, which answers 200 \x1b]0;x\x07\u{9b}2J\r";
+        let check = Check::new("protocol", Group::Target, Status::Fail, evil).detail(Some(evil));
+        let text = Report::new(vec![check.fix(evil, Some(format!("{evil}\n{evil}")))], false).text(false, true);
+        assert_eq!(text.matches("HTTP, which answers 200  ]0;x  2J").count(), 6, "{text:?}");
+        assert!(!text.chars().any(|each| each.is_control() && each != '\n'), "{text:?}");
     }
 
     #[test]

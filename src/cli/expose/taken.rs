@@ -95,10 +95,9 @@ fn listed(exposed: &[Exposed]) -> String {
             RelayState::Gone => "relay is gone",
             RelayState::Unknown => "unknown",
         };
-        let clean = |text: &str| text.chars().filter(|character| !character.is_control()).collect::<String>();
         let row = |port: u16, requests: String, owner: &str, since: &str| {
-            let (service, relay) = (exposed.service.to_string(), clean(&exposed.relay));
-            vec![service, port.to_string(), requests, clean(owner), clean(since), relay, state.to_owned()]
+            let (service, relay) = (exposed.service.to_string(), exposed.relay.clone());
+            vec![service, port.to_string(), requests, owner.to_owned(), since.to_owned(), relay, state.to_owned()]
         };
         for taken in &exposed.takeover.ports {
             match taken.personal.is_empty() {

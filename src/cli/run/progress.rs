@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use crate::tunnel::OpenError;
+use crate::{cli::report::line, tunnel::OpenError};
 
 /// Printer of messages to stderr, if that is a terminal.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +20,7 @@ impl Progress {
     pub fn says(self, target: &str, reason: &str) {
         if self.is_shown {
             // An error means that nobody reads stderr.
-            let _ = writeln!(io::stderr(), "waiting for {target}: {reason}");
+            let _ = writeln!(io::stderr(), "waiting for {target}: {}", line(reason));
         }
     }
 
