@@ -163,9 +163,18 @@ pub fn sockets() -> Vec<PathBuf> {
     found
 }
 
-/// Returns the socket of the adit that listens on this port, if its file exists.
-pub fn of_port(port: u16) -> Option<PathBuf> {
-    folders().into_iter().map(|folder| folder.join(format!("{port}.sock"))).find(|path| path.exists())
+/// Returns the socket of the adit that listens on this port. `None`: there is no file of it. If no process listens, it is one
+/// that a killed adit has left.
+pub async fn of_port(port: u16) -> Option<PathBuf> {
+    let mut left = None;
+    for path in folders().into_iter().map(|folder| folder.join(format!("{port}.sock"))).filter(|path| path.exists()) {
+        match UnixStream::connect(&path).await {
+            // The queue of a process that is stopped may be full.
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => left = left.or(Some(path)),
+            _ => return Some(path),
+        }
+    }
+    left
 }
 
 /// Error of a call to a running adit.

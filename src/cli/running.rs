@@ -53,9 +53,8 @@ impl Running {
     /// The adit that listens there does not answer.
     pub async fn look(globals: &Globals, router: &Router) -> Result<Option<Self>, CliError> {
         let config = &router.config;
-        let Some(socket) = config.http.listen.first().and_then(|address| socket::of_port(address.port())) else {
-            return Ok(None);
-        };
+        let Some(address) = config.http.listen.first() else { return Ok(None) };
+        let Some(socket) = socket::of_port(address.port()).await else { return Ok(None) };
         let status: Status = match socket::status(&socket).await {
             Ok(status) => status,
             Err(error) => return silent(&socket, error).await.map_or(Ok(None), Err),

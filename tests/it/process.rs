@@ -735,3 +735,29 @@ async fn a_context_that_does_not_exist_is_told_at_the_start() {
     let wanted = format!("context   nope, which does not exist: {file} has demo, ");
     assert!(line.starts_with(&wanted), "{line}");
 }
+
+#[tokio::test]
+async fn a_socket_that_a_killed_adit_has_left_hides_no_running_one() {
+    let home = tempfile::tempdir().unwrap();
+    // The running adit has no $XDG_RUNTIME_DIR, and the command has one, with a socket that nobody answers.
+    let process = {
+        let demo = start_demo().await;
+        let kubeconfig = demo.kubeconfig();
+        Process::start_on(demo, &kubeconfig, "", &[], "unset XDG_RUNTIME_DIR; exec \"$@\"").await
+    };
+    let name = format!("{}.sock", process.http.port());
+    assert!(process.home().join(".local/state/adit").join(&name).exists());
+    fs::create_dir(home.path().join("adit")).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(home.path().join("adit").join(&name)).unwrap());
+    let command = async |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
+        environment(&mut command, &process.home).env("XDG_RUNTIME_DIR", home.path());
+        command.args(["--listen", &process.http.to_string(), "--config"]).arg(process.config());
+        let output = command.args(arguments).env("KUBECONFIG", process.demo.kubeconfig()).output().await.unwrap();
+        (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let (is_ok, said) = command(&["env", "--to", "web=web.shop"]).await;
+    assert!(is_ok && said.contains("WEB_PORT="), "{said}");
+    let (_, said) = command(&["doctor"]).await;
+    assert!(!said.contains("none runs with this configuration"), "{said}");
+}

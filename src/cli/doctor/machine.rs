@@ -68,7 +68,7 @@ fn configuration(scope: &Scope, problem: Option<&LoadError>) -> Check {
 async fn listeners(scope: &Scope) -> Vec<Check> {
     const ID: &str = "listen-port";
     // The kernel knows the process behind the socket even if it does not answer.
-    let (ours, our_pid) = match socket::of_port(scope.port()) {
+    let (ours, our_pid) = match socket::of_port(scope.port()).await {
         Some(socket) => tokio::join!(async { socket::status(&socket).await.ok() }, socket::owner(&socket)),
         None => (None, None),
     };

@@ -16,7 +16,7 @@ const GROUP: Group = Group::Running;
 pub async fn checks(scope: &Scope) -> Vec<Check> {
     let check = |status, says: String| Check::new("running-adit", GROUP, status, says);
     let at_port = async {
-        let socket = socket::of_port(scope.port())?;
+        let socket = socket::of_port(scope.port()).await?;
         let (owner, status) = tokio::join!(socket::owner(&socket), socket::status(&socket));
         Some((socket, owner, status))
     };
