@@ -39,7 +39,7 @@ use self::{
 use super::{
     Globals,
     report::{CliError, colours, has_unicode, print},
-    up,
+    until_signal,
 };
 use crate::{
     config::{Config, validate},
@@ -85,7 +85,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     if args.output == Some(Form::Schema) {
         return print(&format!("{:#}\n", schemars::schema_for!(Report).to_value())).map(|()| ExitCode::SUCCESS);
     }
-    up::run_to_end(start(globals, args))
+    until_signal(start(globals, args))
 }
 
 async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {

@@ -270,13 +270,18 @@ fn block_on(command: impl Future<Output = Result<(), CliError>>) -> Result<ExitC
 /// Does the same for a command with its own exit codes.
 fn to_end(command: impl Future<Output = Result<ExitCode, CliError>>) -> Result<ExitCode, CliError> {
     telemetry::init_plugins();
+    until_signal(command)
+}
+
+/// Does the same for a command with a log of its own.
+fn until_signal(command: impl Future<Output = Result<ExitCode, CliError>>) -> Result<ExitCode, CliError> {
     up::run_to_end(async {
         let mut signals = Signals::new(ENDS)?;
         // A kubeconfig may be a pipe that nobody writes, or on a file system that hangs: then this thread notices no signal.
         thread::spawn(|| up::run_to_end(exit_at_signal()));
         tokio::select! {
             ended = command => ended,
-            () = signals.next() => Ok(ExitCode::from(up::INTERRUPTED)),
+            _ = signals.next() => Ok(ExitCode::from(up::INTERRUPTED)),
         }
     })
 }

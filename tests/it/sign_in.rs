@@ -443,3 +443,18 @@ async fn a_wait_ends_in_its_time_while_a_sign_in_runs_and_says_so() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn doctor_takes_its_plugin_along_when_a_signal_ends_it() {
+    let (demo, home) = (start_demo().await, tempfile::tempdir().unwrap());
+    let plugin = Plugin::new(&demo);
+    plugin.write("waits", "60");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
+    environment(&mut command, &home).args(["doctor"]).env("KUBECONFIG", plugin.kubeconfig()).kill_on_drop(true);
+    let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+    eventually("the plugin runs", || async { plugin.runs() > 0 }).await;
+    let id = child.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().await.unwrap().success());
+    assert_eq!(timeout(PATIENCE, child.wait()).await.expect("it ends").unwrap().code(), Some(130));
+    eventually("the plugin has ended", || async { plugin.alive().is_empty() }).await;
+}
