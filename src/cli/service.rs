@@ -19,6 +19,7 @@ use crate::{
     listener::bind::{self, Kind},
     service::{Installed, Service, ServiceFile, launchd, systemd},
     subprocess,
+    trust::authority,
 };
 
 /// Variables of credential plugins and of the API client. The service gets those that are set now.
@@ -318,14 +319,12 @@ fn has(ip: IpAddr) -> bool {
 }
 
 fn write(file: &ServiceFile) -> Result<(), CliError> {
-    use std::os::unix::fs::PermissionsExt;
     let failed = |error: io::Error| CliError::new(format!("cannot write {}", file.path.display())).cause(Some(error));
     if let Some(folder) = file.path.parent() {
         fs::create_dir_all(folder).map_err(failed)?;
     }
-    fs::write(&file.path, &file.text).map_err(failed)?;
     // A proxy variable may hold a password.
-    fs::set_permissions(&file.path, fs::Permissions::from_mode(0o600)).map_err(failed)
+    authority::write(&file.path, file.text.as_bytes(), 0o600).map_err(failed)
 }
 
 fn delete(path: &Path) -> Result<(), CliError> {

@@ -365,8 +365,11 @@ fn permits(names: &[String], host: &str) -> bool {
     names.iter().any(|name| host == name || host.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.')))
 }
 
-/// Replaces a file as a whole.
-pub(super) fn write(file: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+/// Replaces a file as a whole, or a link to one. Nobody reads half of it, or with a wider mode than this.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write(file: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     // Several processes may write at the same time, so each has its own temporary file.
     let temporary = file.with_extension(format!("{}.new", std::process::id()));
     let _ = fs::remove_file(&temporary);

@@ -329,3 +329,44 @@ fn a_condition_that_no_request_can_meet_is_refused_at_once() {
         assert!(said.contains(words), "{options:?}: {said}");
     }
 }
+
+#[test]
+fn the_files_of_a_service_are_private_and_replace_a_link() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = tempfile::tempdir().unwrap();
+    let units = home.path().join(".config/systemd/user");
+    let bin = home.path().join("bin");
+    std::fs::create_dir_all(&units).unwrap();
+    std::fs::create_dir(&bin).unwrap();
+    std::fs::write(bin.join("systemctl"), "#!/bin/sh\n").unwrap();
+    std::fs::set_permissions(bin.join("systemctl"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (linked, file) = (home.path().join("mine"), units.join("adit.service"));
+    std::fs::write(&linked, "mine\n").unwrap();
+    std::fs::set_permissions(&linked, std::fs::Permissions::from_mode(0o644)).unwrap();
+    std::os::unix::fs::symlink(&linked, &file).unwrap();
+    let second = home.path().join("c.yaml");
+    std::fs::write(&second, "").unwrap();
+    let installed = Command::new(env!("CARGO_BIN_EXE_adit"))
+        .args(["service", "install", "--listen", "127.0.0.1:18989"])
+        .env_clear()
+        .env("HOME", home.path())
+        .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
+        .env("KUBECONFIG", "c.yaml:/d.yaml")
+        .env("https_proxy", "http://user:hunter2@proxy.test")
+        .current_dir(home.path())
+        .output()
+        .unwrap();
+    if cfg!(target_os = "macos") {
+        return;
+    }
+    assert!(installed.status.success(), "{}", text(&installed.stderr));
+    let metadata = std::fs::symlink_metadata(&file).unwrap();
+    assert!(metadata.is_file() && metadata.permissions().mode() & 0o777 == 0o600, "{metadata:?}");
+    assert_eq!(std::fs::read_to_string(&linked).unwrap(), "mine\n");
+    assert_eq!(
+        std::fs::read_dir(&units).unwrap().filter(|entry| entry.as_ref().unwrap().file_name() != "adit.socket").count(),
+        1 + usize::from(units.join("default.target.wants").exists())
+    );
+    let unit = std::fs::read_to_string(&file).unwrap();
+    assert!(unit.contains(&format!("KUBECONFIG={}:/d.yaml", second.display())), "{unit}");
+}
