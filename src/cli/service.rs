@@ -280,8 +280,9 @@ fn service(manager: Manager, globals: &Globals, variables: &[String]) -> Result<
     let mut environment: BTreeMap<String, String> =
         KEPT.iter().filter_map(|name| Some(((*name).to_owned(), env::var(name).ok()?))).collect();
     // The service starts in another folder.
-    for name in ["KUBECONFIG", "ADIT_CONFIG"] {
-        environment.entry(name.to_owned()).and_modify(|list| *list = absolute_list(list.as_ref()));
+    environment.entry("KUBECONFIG".to_owned()).and_modify(|list| *list = absolute_list(list.as_ref()));
+    if let Some(file) = environment.get_mut("ADIT_CONFIG").filter(|file| !file.is_empty()) {
+        *file = absolute(&PathBuf::from(&*file))?;
     }
     for name in variables {
         let value = env::var(name)

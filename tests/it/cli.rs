@@ -344,13 +344,15 @@ fn the_files_of_a_service_are_private_and_replace_a_link() {
     std::fs::write(&linked, "mine\n").unwrap();
     std::fs::set_permissions(&linked, std::fs::Permissions::from_mode(0o644)).unwrap();
     std::os::unix::fs::symlink(&linked, &file).unwrap();
-    let second = home.path().join("c.yaml");
+    let (first, second) = (home.path().join("a:b.yaml"), home.path().join("c.yaml"));
+    std::fs::write(&first, "").unwrap();
     std::fs::write(&second, "").unwrap();
     let installed = Command::new(env!("CARGO_BIN_EXE_adit"))
         .args(["service", "install", "--listen", "127.0.0.1:18989"])
         .env_clear()
         .env("HOME", home.path())
         .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
+        .env("ADIT_CONFIG", "a:b.yaml")
         .env("KUBECONFIG", "c.yaml:/d.yaml")
         .env("https_proxy", "http://user:hunter2@proxy.test")
         .current_dir(home.path())
@@ -368,5 +370,6 @@ fn the_files_of_a_service_are_private_and_replace_a_link() {
         1 + usize::from(units.join("default.target.wants").exists())
     );
     let unit = std::fs::read_to_string(&file).unwrap();
+    assert!(unit.contains(&format!("ADIT_CONFIG={}", first.display())), "{unit}");
     assert!(unit.contains(&format!("KUBECONFIG={}:/d.yaml", second.display())), "{unit}");
 }
