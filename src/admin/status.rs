@@ -15,7 +15,7 @@ use super::{
     keys::Keys,
 };
 use crate::{
-    config::ContextName,
+    config::{ContextName, LocalPort},
     drain::Drain,
     guard::locks::Locks,
     journal::Journal,
@@ -42,8 +42,8 @@ pub struct Facts {
     pub rejected: Option<String>,
     /// Keys that the last reload changed.
     pub changed: Vec<String>,
-    /// Local ports that relays make reachable (`local` in the configuration).
-    pub local: Vec<LocalStatus>,
+    /// Local ports that relays make reachable, each with its entry of `local` in the configuration.
+    pub local: Vec<(LocalPort, LocalStatus)>,
 }
 
 impl Facts {
@@ -59,6 +59,12 @@ pub struct LocalStatus {
     pub port: u16,
     /// `host:port` of the relay.
     pub relay: String,
+    /// The name that its entry wants.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The public port that its entry wants. null: any, or a name.
+    #[serde(default)]
+    pub public_port: Option<u16>,
     /// `connecting`, `open` or `waiting`.
     pub state: String,
     /// How the public reaches it, while it is open.
@@ -67,6 +73,14 @@ pub struct LocalStatus {
     pub reason: Option<String>,
     /// What to do if the local service refuses the Host header of its visitors, as dev servers do.
     pub hint: Option<String>,
+}
+
+impl LocalStatus {
+    /// Returns the port and what its entry wants, which tells two entries of one port apart.
+    pub fn entry(&self) -> String {
+        let wanted = self.name.clone().or_else(|| Some(format!("port {}", self.public_port?)));
+        format!("local port {}{}", self.port, wanted.map(|wanted| format!(" as {wanted}")).unwrap_or_default())
+    }
 }
 
 /// Access to the state of a running adit, for the admin interface.

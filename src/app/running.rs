@@ -61,10 +61,7 @@ impl Running {
             }
             is_wanted
         });
-        self.source.update(|facts| {
-            let is_wanted = |status: &LocalStatus| wanted.iter().any(|local| is_of(status, local));
-            facts.local.retain(is_wanted);
-        });
+        self.source.update(|facts| facts.local.retain(|(local, _)| wanted.contains(local)));
         for local in wanted {
             if self.local.contains_key(&local) {
                 continue;
@@ -84,9 +81,8 @@ impl Running {
                         let hint = host_hint(&of_entry);
                         warn!(local_port, hint, "the local service refuses the Host header of its visitors");
                         source.update(|facts| {
-                            if let Some(status) = facts.local.iter_mut().find(|status| is_of(status, &of_entry)) {
-                                status.hint = Some(hint);
-                            }
+                            let status = facts.local.iter_mut().find(|(local, _)| *local == of_entry);
+                            status.into_iter().for_each(|(_, status)| status.hint = Some(hint.clone()));
                         });
                     }
                     ClientState::Waiting { reason, .. } => {
@@ -254,16 +250,20 @@ fn relay_of(local: &LocalPort) -> String {
     local.to.to_string()
 }
 
-fn is_of(status: &LocalStatus, local: &LocalPort) -> bool {
-    status.port == local.local_port && status.relay == relay_of(local)
-}
-
 fn set_status(source: &Source, local: &LocalPort, state: &str, public: Option<String>, reason: Option<String>) {
-    let (port, relay, state) = (local.local_port, relay_of(local), state.to_owned());
-    let status = LocalStatus { port, relay, state, public, reason, hint: None };
-    source.update(|facts| match facts.local.iter_mut().find(|known| is_of(known, local)) {
-        Some(known) => *known = status,
-        None => facts.local.push(status),
+    let status = LocalStatus {
+        port: local.local_port,
+        relay: relay_of(local),
+        name: local.name.as_deref().map(str::to_owned),
+        public_port: Some(local.public_port).filter(|port| *port > 0),
+        state: state.to_owned(),
+        public,
+        reason,
+        hint: None,
+    };
+    source.update(|facts| match facts.local.iter_mut().find(|(known, _)| known == local) {
+        Some((_, known)) => *known = status,
+        None => facts.local.push((local.clone(), status)),
     });
 }
 

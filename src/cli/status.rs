@@ -152,7 +152,7 @@ fn show(status: &Status) -> String {
             (None, Some(reason)) => format!("{}: {reason}", local.state),
             (None, None) => local.state.clone(),
         };
-        text += &format!("local port {} through relay {}: {how}\n", local.port, local.relay);
+        text += &format!("{} through relay {}: {how}\n", local.entry(), local.relay);
         if let Some(hint) = &local.hint {
             text += &format!("  its service refuses the Host header of visitors; hint: {hint}\n");
         }

@@ -422,6 +422,7 @@ impl SignIn {
 impl Overview {
     pub fn of(source: &Source) -> Self {
         let Facts { config, http, tcp, context, namespace, loaded_at, rejected, local, changed: _ } = source.facts();
+        let local = local.into_iter().map(|(_, status)| status).collect();
         let kubeconfig = source.router().config.http.kubeconfig.0.clone();
         let started = time(source.journal().started());
         let version = env!("CARGO_PKG_VERSION").to_owned();

@@ -59,16 +59,17 @@ pub fn of(source: &Source, tunnels: &[TunnelSnapshot], sign_ins: &[SignIn]) -> V
     all.extend(
         router.http_contexts.namespaces.keys().filter_map(|name| of_context(name, source.health(name)?, &router)),
     );
-    let waits = facts.local.iter().filter(|local| local.public.is_none());
+    let locals = || facts.local.iter().map(|(_, local)| local);
+    let waits = locals().filter(|local| local.public.is_none());
     all.extend(waits.filter_map(|local| {
         Some(Attention {
             kind: "local".to_owned(),
-            title: format!("local port {} is not reachable through relay {}", local.port, local.relay),
+            title: format!("{} is not reachable through relay {}", local.entry(), local.relay),
             cause: Some(local.reason.clone()?),
             ..Attention::default()
         })
     }));
-    all.extend(facts.local.iter().filter(|local| local.hint.is_some()).map(|local| Attention {
+    all.extend(locals().filter(|local| local.hint.is_some()).map(|local| Attention {
         kind: "local".to_owned(),
         title: format!("the service on local port {} refuses the Host header of its visitors", local.port),
         cause: local.public.as_ref().map(|public| format!("it does not know the name of {public}")),

@@ -132,6 +132,40 @@ async fn the_status_says_that_a_dev_server_refuses_its_public_name_and_what_to_w
 }
 
 #[tokio::test]
+async fn two_entries_of_one_port_have_a_status_each() {
+    let only = ports(2);
+    let (relay, (port, _)) = (Relay::start(|options| options.ports = only.clone()).await, echo().await);
+    relay.server.set_keys(parse_keys(&SECRET.replace(' ', "-")).unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, SECRET.replace(' ', "-")).unwrap();
+    let wanted = [*only.start(), *only.end()];
+    let entries = wanted
+        .map(|public| entry(&relay, port, &format!(", secret_file: {}, public_port: {public}", secret.display())));
+    let adit = Process::start(&format!("local: [{}]\n", entries.join(", ")), &[]).await;
+    let status = async || {
+        let (_, json, _) = adit.command(&["status", "-o", "json"]).await;
+        let status: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let mut local = status["local"].as_array().unwrap().clone();
+        local.sort_by_key(|local| local["public_port"].as_u64());
+        local
+    };
+    eventually("both are open", || async {
+        let local = status().await;
+        local.len() == 2 && local.iter().all(|local| local["state"] == "open")
+    })
+    .await;
+    for (local, public) in status().await.iter().zip(wanted) {
+        assert_eq!(local["public"], format!("127.0.0.1:{public}"), "{local}");
+        assert_eq!((&local["public_port"], &local["name"]), (&public.into(), &serde_json::Value::Null), "{local}");
+    }
+    // One is deleted: the other keeps its own status.
+    std::fs::write(adit.config(), format!("local: [{}]\n", entries[1])).unwrap();
+    eventually("one is gone", || async { status().await.len() == 1 }).await;
+    assert_eq!(status().await[0]["public_port"], wanted[1]);
+}
+
+#[tokio::test]
 async fn a_hang_up_ends_a_client_whose_errors_go_to_a_file_unless_nohup_runs_it() {
     let (port, _) = echo().await;
     let (relay, _, folder) = relay_for(port).await;
