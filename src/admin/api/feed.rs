@@ -48,9 +48,6 @@ const EVENT_STREAM: &str = "text/event-stream";
 /// Interval between two comparisons.
 const EVERY: Duration = Duration::from_millis(250);
 
-/// Maximum silence. Then the reader gets an empty comment, so that it can detect a dead connection.
-const COMMENT_AFTER: Duration = Duration::from_secs(15);
-
 /// Maximum time without an event. A web page cannot see SSE comments, so only an event shows that adit is alive.
 pub const BEAT_AFTER: Duration = Duration::from_secs(5);
 
@@ -239,7 +236,6 @@ impl Reader {
     }
 
     async fn next(&mut self) -> Bytes {
-        let silent_until = Instant::now() + COMMENT_AFTER;
         loop {
             let feed = self.source.feed();
             let Some(seen) = self.seen else { return self.snapshot() };
@@ -251,11 +247,8 @@ impl Reader {
                 Next::Behind => return self.snapshot(),
                 Next::Nothing => {}
             }
-            tokio::select! {
-                // The source owns the sender, so it cannot be dropped before.
-                _ = self.news.changed() => {}
-                () = tokio::time::sleep_until(silent_until) => return Bytes::from_static(b":\n\n"),
-            }
+            // The source owns the sender, so it cannot be dropped before.
+            let _ = self.news.changed().await;
         }
     }
 
