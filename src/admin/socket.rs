@@ -254,11 +254,7 @@ pub async fn ask_with<T: DeserializeOwned>(
 /// # Errors
 /// It does not answer, or refuses.
 pub async fn open(socket: &Path, request: &OpenRequest) -> Result<OpenAnswer, CallError> {
-    let (code, body) = call_with(socket, Method::POST, "open", body_of(request)).await.map_err(CallError::Silent)?;
-    match code {
-        StatusCode::OK => serde_json::from_slice(&body).map_err(|_| CallError::Other(code)),
-        code => Err(refused(code, &body)),
-    }
+    ask_with(socket, "open", request).await
 }
 
 /// A connection to a target through a running adit.

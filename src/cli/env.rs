@@ -9,7 +9,7 @@ use self::form::Form;
 use super::{
     Globals,
     report::{CliError, print},
-    run::{progress::Progress, targets, variables_of},
+    run::{fill, pairs, progress::Progress, targets},
     running::{self, Running},
     up,
 };
@@ -94,7 +94,7 @@ async fn variables(running: &Running, router: &Router, args: &Args) -> Result<BT
         opened.extend(at_port.map_err(running::unreachable)?);
     }
     let mut variables = opened::variables(&opened);
-    variables_of("--env", &args.env, &opened, &mut variables)?;
+    fill(&pairs("--env", &args.env)?, &opened, &mut variables)?;
     Ok(variables)
 }
 

@@ -226,7 +226,10 @@ fn proxied(reach: &Reach, router: &crate::routing::Router, is_dry: bool) -> Resu
 }
 
 /// Parses `NAME=VALUE` pairs with names of variables.
-fn pairs(option: &str, texts: &[String]) -> Result<Vec<(String, String)>, CliError> {
+///
+/// # Errors
+/// A text is not such a pair.
+pub fn pairs(option: &str, texts: &[String]) -> Result<Vec<(String, String)>, CliError> {
     let parse = |text: &String| match text.split_once('=') {
         Some((name, value)) if is_variable(name) && !value.contains('\0') => Ok((name.to_owned(), value.to_owned())),
         _ => Err(CliError::usage(format!("{option}: {text:?} is not NAME=VALUE"))
@@ -267,16 +270,10 @@ fn variables(
 }
 
 /// Adds the variables of --env.
-pub fn variables_of(
-    option: &str,
-    texts: &[String],
-    opened: &[Opened],
-    variables: &mut BTreeMap<String, String>,
-) -> Result<(), CliError> {
-    fill(&pairs(option, texts)?, opened, variables)
-}
-
-fn fill(
+///
+/// # Errors
+/// A template names a target that is not there.
+pub fn fill(
     templates: &[(String, String)],
     opened: &[Opened],
     variables: &mut BTreeMap<String, String>,

@@ -289,7 +289,7 @@ fn service(manager: Manager, globals: &Globals, variables: &[String]) -> Result<
             .map_err(|_| CliError::usage(format!("--env {name}: the variable is not set in this shell")))?;
         environment.insert(name.clone(), value);
     }
-    let listeners = if manager == Manager::Systemd { listeners(globals, config)? } else { Vec::new() };
+    let listeners = if manager == Manager::Systemd { listeners(&config) } else { Vec::new() };
     Ok(Service { command, environment, listeners })
 }
 
@@ -301,17 +301,16 @@ fn absolute_list(list: &std::ffi::OsStr) -> String {
 }
 
 /// Returns the addresses for systemd to listen on: those for clients, if this machine has them.
-fn listeners(globals: &Globals, mut config: crate::config::Config) -> Result<Vec<SocketAddr>, CliError> {
-    globals.overrides()?.apply(&mut config);
+fn listeners(config: &crate::config::Config) -> Vec<SocketAddr> {
     let mut addresses = Vec::new();
-    for wanted in bind::wanted(&config) {
+    for wanted in bind::wanted(config) {
         let (kind, address) = wanted.key;
         let is_there = wanted.beside.is_none() || has(address.ip());
         if kind != Kind::Admin && address.port() != 0 && is_there && !addresses.contains(&address) {
             addresses.push(address);
         }
     }
-    Ok(addresses)
+    addresses
 }
 
 /// Returns whether this machine has an address.
