@@ -131,7 +131,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
         };
         // Signals are handled from here on, so that the user can interrupt a cluster that does not answer.
         let setup = tokio::select! {
-            setup = set_up(place, take) => setup?,
+            setup = set_up(globals, place, take) => setup?,
             _ = signals.next() => return Ok(ExitCode::from(up::INTERRUPTED)),
         };
         let shown = setup.shown;
@@ -211,7 +211,7 @@ fn condition(args: &Take) -> Result<Option<Condition>, CliError> {
 }
 
 /// `place`: its error is less important than one of the command line.
-async fn set_up(place: Result<Place, CliError>, args: Take) -> Result<Setup, CliError> {
+async fn set_up(globals: &Globals, place: Result<Place, CliError>, args: Take) -> Result<Setup, CliError> {
     let condition = condition(&args)?;
     let place = place?;
     let cluster = place.cluster().await?;
@@ -225,7 +225,7 @@ async fn set_up(place: Result<Place, CliError>, args: Take) -> Result<Setup, Cli
     let replaces = args.replace || condition.is_some();
     let port = if port == 0 { local_port } else { port };
     let request = ExposeRequest { service: service.clone(), port, condition, replaces, owner: String::new() };
-    let (_, of_names) = serving(globals, router).await?;
+    let (_, of_names) = serving(globals, &clusters, router).await?;
     let name = named_context(&of_names, &context).ok().filter(|_| listener > 0).map(|context| DynamicName {
         context,
         namespace: for_namespace.clone(),
