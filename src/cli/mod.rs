@@ -43,11 +43,11 @@ use std::{
 };
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use tokio::time::sleep;
+use tokio::{signal::unix::SignalKind, time::sleep};
 
 use self::{
     report::CliError,
-    run::signals::{ENDS, Signals},
+    run::signals::{ENDS, Signals, code_of},
 };
 use crate::{
     app::Overrides,
@@ -281,16 +281,24 @@ fn until_signal(command: impl Future<Output = Result<ExitCode, CliError>>) -> Re
         thread::spawn(|| up::run_to_end(exit_at_signal()));
         tokio::select! {
             ended = command => ended,
-            _ = signals.next() => Ok(ExitCode::from(up::INTERRUPTED)),
+            signal = signals.next() => Ok(ExitCode::from(ended_by(signal))),
         }
     })
 }
 
 /// Ends the process soon after a signal, if nothing else has done so.
 async fn exit_at_signal() -> Result<(), CliError> {
-    Signals::new(ENDS)?.next().await;
+    let signal = Signals::new(ENDS)?.next().await;
     sleep(Duration::from_secs(1)).await;
-    std::process::exit(i32::from(up::INTERRUPTED))
+    std::process::exit(i32::from(ended_by(signal)))
+}
+
+/// Returns the exit code after a signal: 130 for those that people and supervisors send, else that of shells.
+fn ended_by(signal: i32) -> u8 {
+    match SignalKind::from_raw(signal) {
+        kind if kind == SignalKind::interrupt() || kind == SignalKind::terminate() => up::INTERRUPTED,
+        _ => code_of(signal),
+    }
 }
 
 impl Globals {

@@ -111,8 +111,8 @@ pub fn bind(app: App, config: crate::config::Config) -> Result<Bound, CliError> 
     })
 }
 
-/// Signals that end a process with a configuration to read again: SIGINT, SIGTERM, and SIGHUP if the terminal was closed. Otherwise SIGHUP makes adit read the
-/// configuration again.
+/// Signals that end a process with a configuration: SIGINT, SIGTERM, and SIGHUP if the terminal was closed. Otherwise SIGHUP
+/// makes adit read the configuration again.
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,

@@ -510,8 +510,11 @@ async fn what_a_refusal_says_reaches_people() {
         \\\"pods/portforward\\\" in API group \\\"\\\"\",\"code\":403}\r\n0\r\n\r\n";
     for (does, words) in [
         (Say(denied), "user ana may not create pods/portforward"),
-        (Say("HTTP/1.1 404 Not Found\r\nContent-Length: 21\r\n\r\n404 request not found"), "no port-forwards"),
-        (Say("HTTP/1.1 501 Not Implemented\r\nContent-Length: 3\r\n\r\n501"), "no port-forwards"),
+        (
+            Say("HTTP/1.1 404 Not Found\r\nContent-Length: 21\r\n\r\n404 request not found"),
+            "does not support port-forwards",
+        ),
+        (Say("HTTP/1.1 501 Not Implemented\r\nContent-Length: 3\r\n\r\n501"), "does not support port-forwards"),
         (
             Say("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"),
             "does a gateway in front of it pass upgrades on",
