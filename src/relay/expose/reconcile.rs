@@ -279,6 +279,10 @@ impl Step<'_> {
     /// Returns whether a relay has certainly ended.
     async fn is_gone(&self, holder: &str) -> bool {
         let Some([namespace, pod, uid, start]) = Relay::parse(holder) else { return false };
+        // A person who restores the Service by hand has no pod.
+        if uid.is_empty() {
+            return false;
+        }
         if uid == self.relay.uid {
             return start != self.relay.start;
         }
