@@ -211,26 +211,7 @@ mod tests {
     use tokio::io::duplex;
 
     use super::*;
-
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    enum Way {
-        A,
-        B,
-        C,
-    }
-    use Way::{A, B, C};
-
-    impl Transport for Way {
-        const ALL: &[Self] = &[A, B, C];
-
-        fn verb(self) -> &'static str {
-            "get"
-        }
-
-        fn name(self) -> &'static str {
-            "way"
-        }
-    }
+    use crate::k8s::upgrade::choice::tests::Way::{self, A, B, C};
 
     /// Returns what is remembered after `works` has worked and the late answer to `late` has come. `meanwhile`: what is
     /// remembered in between.

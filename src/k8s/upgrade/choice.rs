@@ -108,11 +108,11 @@ pub fn verdict(status: u16, is_of_kubernetes: bool, is_denial: bool) -> Verdict 
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    enum Way {
+    pub enum Way {
         A,
         B,
         C,
