@@ -16,6 +16,7 @@
 pub mod io;
 pub mod wire;
 
+pub mod atomic_file;
 pub mod dns;
 pub mod drain;
 pub mod error_code;

@@ -70,8 +70,9 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         None if rows.is_empty() => print(&note),
         None => {
             let mut lines = vec![["NAME", "PORT", "URL"].map(str::to_owned).to_vec()];
+            let or_none = |cell: String| if cell.is_empty() { "-".to_owned() } else { cell };
             lines.extend(
-                rows.into_iter().map(|row| vec![row.name, row.port.unwrap_or_else(|| "-".to_owned()), row.url]),
+                rows.into_iter().map(|row| vec![row.name, or_none(row.port.unwrap_or_default()), or_none(row.url)]),
             );
             print(&table(&lines))?;
             // Routes of the configuration are always listed, so the note is about Services only.

@@ -16,10 +16,10 @@ use super::{
     report::{CliError, print},
 };
 use crate::{
+    atomic_file,
     listener::bind::{self, Kind},
     service::{Installed, Service, ServiceFile, launchd, systemd},
     subprocess,
-    trust::authority,
 };
 
 /// Variables of credential plugins and of the API client. The service gets those that are set now.
@@ -324,7 +324,7 @@ fn write(file: &ServiceFile) -> Result<(), CliError> {
         fs::create_dir_all(folder).map_err(failed)?;
     }
     // A proxy variable may hold a password.
-    authority::write(&file.path, file.text.as_bytes(), 0o600).map_err(failed)
+    atomic_file::write(&file.path, file.text.as_bytes(), 0o600).map_err(failed)
 }
 
 fn delete(path: &Path) -> Result<(), CliError> {

@@ -3,6 +3,8 @@
 
 use std::{fs, io, path::Path};
 
+use crate::atomic_file;
+
 /// First line of each file. A file without it is not adit's.
 const OURS: &str = "# Written by 'adit dns install', and removed by 'adit dns uninstall'.";
 
@@ -41,9 +43,7 @@ pub fn write(file: &Path, text: &str) -> io::Result<()> {
     let has_folder = folder.exists() && !is_with_folder(file);
     fs::create_dir_all(folder)?;
     let mark = if has_folder { String::new() } else { format!("{WITH_FOLDER}\n") };
-    let beside = file.with_extension("new");
-    fs::write(&beside, format!("{OURS}\n{mark}{text}"))?;
-    fs::rename(&beside, file)
+    atomic_file::write(file, format!("{OURS}\n{mark}{text}").as_bytes(), 0o644)
 }
 
 /// Deletes a file of adit, and its folder if adit has created it and it is empty.

@@ -6,6 +6,7 @@
 use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
 
 use super::{Act, Part, State, System, failed};
+use crate::atomic_file;
 
 const FILE: &str = "etc/hosts";
 
@@ -86,16 +87,8 @@ fn address(text: &str, name: &str) -> Option<IpAddr> {
 /// Replaces the file as a whole. In containers the file is a mount, which cannot be replaced (EBUSY), so it is overwritten in
 /// place.
 fn write(file: &Path, text: &str) -> io::Result<()> {
-    let file = file.canonicalize()?;
-    let beside = file.with_extension("adit-new");
-    let renamed = fs::write(&beside, text)
-        .and_then(|()| fs::set_permissions(&beside, fs::metadata(&file)?.permissions()))
-        .and_then(|()| fs::rename(&beside, &file));
-    match renamed {
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-            let _ = fs::remove_file(&beside);
-            fs::write(&file, text)
-        }
+    match atomic_file::rewrite(file, text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => fs::write(file, text),
         other => other,
     }
 }

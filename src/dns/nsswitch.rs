@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{Act, Part, State, failed};
+use crate::atomic_file;
 
 /// The file below the root folder, and adit's copy of the original.
 const FILE: &str = "etc/nsswitch.conf";
@@ -73,7 +74,9 @@ impl Nsswitch<'_> {
         let Some(changed) = with_service(&text) else {
             return State::Failed(format!("{} has no line 'hosts:'", self.file().display()));
         };
-        let written = self.write(&self.root.join(COPY), &text).and_then(|()| self.write(&self.file(), &changed));
+        let copied = atomic_file::write(&self.root.join(COPY), text.as_bytes(), 0o644);
+        // A symlink (authselect) is kept.
+        let written = copied.and_then(|()| atomic_file::rewrite(&self.file(), changed.as_bytes()));
         written.map_or_else(|error| failed(&self.file(), &error), |()| self.look())
     }
 
@@ -88,7 +91,8 @@ impl Nsswitch<'_> {
         };
         let is_ours = with_service(&before).is_some_and(|changed| changed == now);
         let restored = if is_ours { before } else { without_service(&now) };
-        let written = self.write(&self.file(), &restored).and_then(|()| fs::remove_file(self.root.join(COPY)));
+        let written = atomic_file::rewrite(&self.file(), restored.as_bytes());
+        let written = written.and_then(|()| fs::remove_file(self.root.join(COPY)));
         written.map_or_else(|error| failed(&self.file(), &error), |()| self.look())
     }
 
@@ -117,16 +121,6 @@ impl Nsswitch<'_> {
             let of_architectures = fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
             folder.join(LIBRARY).exists() || of_architectures.into_iter().any(|folder| folder.join(LIBRARY).exists())
         })
-    }
-
-    /// Replaces a file as a whole, because every program reads it. A symlink (authselect) is kept: its target is replaced.
-    fn write(&self, file: &Path, text: &str) -> io::Result<()> {
-        let file = file.canonicalize().unwrap_or_else(|_| file.to_owned());
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let temporary = file.with_file_name(name + ".adit-new");
-        fs::write(&temporary, text)?;
-        fs::set_permissions(&temporary, fs::metadata(self.file())?.permissions())?;
-        fs::rename(temporary, file)
     }
 }
 

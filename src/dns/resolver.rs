@@ -92,6 +92,8 @@ mod tests {
         let file = root.path().join("etc/resolver/localhost");
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(&file, "nameserver 127.0.0.1\nport 5353\n").unwrap();
+        let beside = file.with_file_name("dev.new");
+        fs::write(&beside, "nameserver 127.0.0.2\n").unwrap();
         let system = system(root.path(), &["dev.test"]);
         let installed = system.does(Act::Install);
         assert!(matches!(&installed[0].state, State::Failed(why) if why.contains("not written it")), "{installed:?}");
@@ -99,5 +101,6 @@ mod tests {
         system.does(Act::Uninstall);
         assert_eq!(fs::read_to_string(&file).unwrap(), "nameserver 127.0.0.1\nport 5353\n");
         assert!(!file.with_file_name("dev.test").exists());
+        assert_eq!(fs::read_to_string(&beside).unwrap(), "nameserver 127.0.0.2\n");
     }
 }

@@ -6,10 +6,9 @@
 //! issues all others. The root's key is never stored.
 
 use std::{
-    fs,
-    io::{self, Write},
+    fs, io,
     net::{Ipv4Addr, Ipv6Addr},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -26,6 +25,8 @@ use rustls::{
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::atomic_file;
 
 /// Key of the intermediate certificate.
 const KEY: &str = "key.pem";
@@ -112,7 +113,7 @@ impl Root {
         let record = self.in_records(folder);
         match record.exists() {
             true => Ok(()),
-            false => write(&record, super::variables::pem(&self.certificate).as_bytes(), 0o644),
+            false => atomic_file::write(&record, super::variables::pem(&self.certificate).as_bytes(), 0o644),
         }
     }
 
@@ -225,11 +226,11 @@ impl Authority {
         }
         let root = Root { file: folder.join(CERTIFICATE), certificate: certificate.der().clone() };
         root.record(folder)?;
-        write(&folder.join(KEY), key.serialize_pem().as_bytes(), 0o600)?;
-        write(root.file(), certificate.pem().as_bytes(), 0o644)?;
-        write(&folder.join(ISSUING), issuing.pem().as_bytes(), 0o644)?;
+        atomic_file::write(&folder.join(KEY), key.serialize_pem().as_bytes(), 0o600)?;
+        atomic_file::write(root.file(), certificate.pem().as_bytes(), 0o644)?;
+        atomic_file::write(&folder.join(ISSUING), issuing.pem().as_bytes(), 0o644)?;
         // Write this file last: a CA without it does not count as complete.
-        write(&folder.join(FACTS), &serde_json::to_vec_pretty(&facts).map_err(io::Error::other)?, 0o644)?;
+        atomic_file::write(&folder.join(FACTS), &serde_json::to_vec_pretty(&facts).map_err(io::Error::other)?, 0o644)?;
         Ok(Self { folder: folder.to_owned(), facts, root, issuing: issuing.der().clone() })
     }
 
@@ -363,19 +364,6 @@ fn permitted(names: &[String]) -> Vec<String> {
 
 fn permits(names: &[String], host: &str) -> bool {
     names.iter().any(|name| host == name || host.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.')))
-}
-
-/// Replaces a file as a whole, or a link to one. Nobody reads half of it, or with a wider mode than this.
-///
-/// # Errors
-/// The file cannot be written.
-pub fn write(file: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    // Several processes may write at the same time, so each has its own temporary file.
-    let temporary = file.with_extension(format!("{}.new", std::process::id()));
-    let _ = fs::remove_file(&temporary);
-    let mut open = fs::OpenOptions::new();
-    open.write(true).create_new(true).mode(mode).open(&temporary)?.write_all(content)?;
-    fs::rename(temporary, file)
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ use std::{
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use sha2::{Digest, Sha256};
 
-use super::{Authority, authority};
+use super::Authority;
+use crate::atomic_file;
 
 /// Start and end of a CA bundle's name. With additional sources, their digest is in between.
 const BUNDLE: (&str, &str) = ("bundle", ".pem");
@@ -162,7 +163,7 @@ fn write_bundle(
     // Replace the file as a whole, because starting programs may be reading it.
     match fs::read(file) {
         Ok(there) if there == text.as_bytes() => Ok(()),
-        _ => authority::write(file, text.as_bytes(), 0o644),
+        _ => atomic_file::write(file, text.as_bytes(), 0o644),
     }
 }
 

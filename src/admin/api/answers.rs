@@ -312,7 +312,8 @@ pub struct Service {
     pub name: String,
     /// The port and its name. null: a route.
     pub port: Option<String>,
-    /// Empty: no URL can contain the name of its context.
+    /// `http://…`, `postgresql://…` or `tcp://ADDRESS`. Empty: no URL can contain the name of its context, or its protocol
+    /// needs a TCP route.
     pub url: String,
     /// The target of the URL, or the reason that it has none.
     pub target: String,

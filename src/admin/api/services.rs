@@ -213,7 +213,7 @@ impl Placed<'_> {
             Service {
                 name: format!("{}/{}", service.namespace, service.name),
                 port: Some(port.to_string()),
-                url: host.as_ref().map(|host| format!("http://{host}:{}/", self.listener)).unwrap_or_default(),
+                url: speaks.url(host.as_deref(), self.listener, address),
                 target: format!("{}/{}:{}", service.namespace, service.name, port.number),
                 from: "service".to_owned(),
                 context: Some(self.context.to_string()),

@@ -63,6 +63,24 @@ impl Speaks {
         matches!(self, Self::Http | Self::Grpc | Self::Postgres)
     }
 
+    /// Returns the URL of a port of a Service: `http://…`, `postgresql://…` or, with a local address, `tcp://…`; empty if a
+    /// program can only use a local port and there is none. `host`: its hostname, if it has one; `listener`: port of the
+    /// HTTP listener; `address`: its local address.
+    pub fn url(self, host: Option<&str>, listener: u16, address: Option<SocketAddr>) -> String {
+        let local = address.map(|address| format!("tcp://{address}"));
+        let named = host.map(|host| format!("http://{host}:{listener}/"));
+        match self {
+            Self::Http | Self::Grpc => named,
+            Self::Postgres => {
+                local.or_else(|| host.map(|host| format!("postgresql://{host}:{listener}/?sslmode=require")))
+            }
+            Self::Redis | Self::MongoDb | Self::MySql => local,
+            // The port may speak HTTP or TLS after all.
+            Self::Tcp => local.or(named),
+        }
+        .unwrap_or_default()
+    }
+
     /// Returns a command that opens it. `host`: its hostname; `listener`: port of the HTTP listener; `address`: its local
     /// address.
     pub fn command(self, host: &str, listener: u16, address: Option<SocketAddr>) -> Option<String> {
@@ -185,5 +203,20 @@ mod tests {
         assert_eq!(command(Speaks::Redis, None), None);
         assert_eq!(command(Speaks::Redis, Some(local)).unwrap(), "redis-cli -h 127.0.0.1 -p 15432");
         assert_eq!(missing_route("shop", "db", 6379, None).lines().count(), 4);
+    }
+
+    #[test]
+    fn a_url_has_the_scheme_of_the_protocol() {
+        let local = Some("127.0.0.1:1".parse().unwrap());
+        for (speaks, by_name, by_route) in [
+            (Speaks::Http, "http://x.localhost:8989/", "http://x.localhost:8989/"),
+            (Speaks::Grpc, "http://x.localhost:8989/", "http://x.localhost:8989/"),
+            (Speaks::Postgres, "postgresql://x.localhost:8989/?sslmode=require", "tcp://127.0.0.1:1"),
+            (Speaks::Redis, "", "tcp://127.0.0.1:1"),
+            (Speaks::Tcp, "http://x.localhost:8989/", "tcp://127.0.0.1:1"),
+        ] {
+            assert_eq!(speaks.url(Some("x.localhost"), 8989, None), by_name, "{speaks:?}");
+            assert_eq!(speaks.url(Some("x.localhost"), 8989, local), by_route, "{speaks:?}");
+        }
     }
 }

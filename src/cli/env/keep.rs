@@ -2,13 +2,14 @@
 
 use std::{
     fs, io,
-    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use super::{arguments, form::Form};
 use crate::{
+    atomic_file,
     cli::{report::CliError, run::child::own_program, running::Running},
     config::validate,
 };
@@ -38,7 +39,7 @@ pub fn write(file: &Path, form: Form, text: &str, force: bool) -> Result<(), Cli
         }
         _ => {}
     }
-    replace(&target, &marked(form, text)).map_err(failed)
+    atomic_file::write(&target, marked(form, text).as_bytes(), 0o600).map_err(failed)
 }
 
 fn is_ours(content: &[u8]) -> bool {
@@ -55,16 +56,6 @@ fn marked(form: Form, text: &str) -> String {
 fn target(file: &Path) -> PathBuf {
     let linked = || Some(file.parent()?.join(fs::read_link(file).ok()?));
     fs::canonicalize(file).ok().or_else(linked).unwrap_or_else(|| file.to_owned())
-}
-
-fn replace(file: &Path, text: &str) -> io::Result<()> {
-    let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}", std::process::id()));
-    let beside = file.with_file_name(name);
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let written = options.open(&beside).and_then(|mut open| io::Write::write_all(&mut open, text.as_bytes()));
-    written.and_then(|()| fs::rename(&beside, file)).inspect_err(|_| _ = fs::remove_file(&beside))
 }
 
 /// Starts the background process: this program with the same arguments and `--keep`, without a terminal.
@@ -98,12 +89,13 @@ pub async fn keep(
         let Ok(text) = text(&router).await else { continue };
         let text = marked(form, &text);
         if text != written {
-            replace(&target(file), &text)?;
+            atomic_file::write(&target(file), text.as_bytes(), 0o600)?;
             written = text;
         }
     }
     if fs::read_to_string(file).ok().as_deref() == Some(written.as_str()) {
-        replace(&target(file), &form.mark(&written, "ADIT_STALE", STALE))?;
+        let stale = form.mark(&written, "ADIT_STALE", STALE);
+        atomic_file::write(&target(file), stale.as_bytes(), 0o600)?;
     }
     Ok(())
 }
@@ -123,7 +115,7 @@ mod tests {
             write(&file, form, &of("1"), false).unwrap();
             write(&file, form, &of("2"), false).unwrap();
             let text = fs::read_to_string(&file).unwrap();
-            replace(&file, &form.mark(&text, "ADIT_STALE", STALE)).unwrap();
+            fs::write(&file, form.mark(&text, "ADIT_STALE", STALE)).unwrap();
             write(&file, form, &of("3"), false).unwrap();
             assert!(fs::read_to_string(&file).unwrap().contains('3'));
             fs::write(&file, "PASSWORD=mine\n").unwrap();

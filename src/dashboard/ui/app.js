@@ -724,7 +724,7 @@ function services() {
       setText(total, rows.length === state.services.length ? plural(rows.length, 'port') : `${count.format(rows.length)} of ${plural(state.services.length, 'port')}`);
       grid.set(rows);
     },
-    item: () => grid.selected && {url: grid.selected.url, command: grid.selected.command, tunnel: tunnelOf(grid.selected) ? grid.selected.tunnel : null},
+    item: () => grid.selected && {url: hasUrl(grid.selected) && grid.selected.url, command: grid.selected.command, tunnel: tunnelOf(grid.selected) ? grid.selected.tunnel : null},
     errors: () => { tab = tab === 'errors' ? 'all' : 'errors'; setQuery({tab: tab === 'all' ? '' : tab}); changed(); },
   };
 }

@@ -2,13 +2,14 @@
 
 use std::{
     fs::{self, OpenOptions},
-    io::{self, Write},
+    io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
 use super::load;
 use crate::{
+    atomic_file,
     config::file::edit::{self, Step},
     k8s::credentials::{
         oidc::{Settings, Store},
@@ -45,7 +46,7 @@ impl Store for Stored {
     fn write(&self, values: &[(&str, &str)]) -> Result<(), String> {
         let _lock = Lock::take(&self.file)?;
         let text = self.edited(values)?;
-        self.replace(&text).map_err(|error| self.unwritable(&error))
+        atomic_file::rewrite(&self.file, text.as_bytes()).map_err(|error| self.unwritable(&error))
     }
 }
 
@@ -62,25 +63,6 @@ impl Stored {
         edit::set(&text, &path, values).ok_or_else(|| {
             format!("{} is written in a way that adit does not edit: a key twice, or an alias", self.file.display())
         })
-    }
-
-    /// Replaces the file atomically, so that other programs never read half of it.
-    fn replace(&self, text: &str) -> io::Result<()> {
-        // Resolves a symlink, so that its target is replaced.
-        let file = fs::canonicalize(&self.file)?;
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let new = file.with_file_name(format!(".{name}.{}", std::process::id()));
-        let written = (|| {
-            let mut target = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            target.set_permissions(fs::metadata(&file)?.permissions())?;
-            target.write_all(text.as_bytes())?;
-            target.sync_all()?;
-            fs::rename(&new, &file)
-        })();
-        if written.is_err() {
-            let _ = fs::remove_file(&new);
-        }
-        written
     }
 
     fn unwritable(&self, error: &io::Error) -> String {
