@@ -3,74 +3,52 @@
 use serde_json::Value as Json;
 
 use super::file::{Key, Node, Value};
-
-/// Words in a key or an argument whose value is a secret.
-const SECRET: &[&str] = &[
-    "authorization",
-    "cookie",
-    "token",
-    "secret",
-    "password",
-    "passwd",
-    "pgpass",
-    "api-key",
-    "api_key",
-    "apikey",
-    "private-key",
-    "credential",
-];
-
-/// Keys whose values are paths of files, not secrets.
-const FILES: &[&str] = &["secret_file", "client_cert", "tokenfile", "token-file"];
+use crate::secrets::{hidden, is_secret_name};
 
 /// Returns the tree of a file with `(hidden, 32 bytes)` instead of each secret.
 pub(super) fn shown(node: &Node) -> Json {
     value(node, false)
 }
 
-fn value(node: &Node, is_secret: bool) -> Json {
+fn value(node: &Node, is_within_secret: bool) -> Json {
     match &node.value {
         Value::Null => Json::Null,
-        Value::Scalar { text, .. } if is_secret => Json::String(hidden(text)),
+        Value::Scalar { text, .. } if is_within_secret => Json::String(hidden(text.len())),
         Value::Scalar { text, quoted: true } => Json::String(without_password(text)),
         Value::Scalar { text, quoted: false } => plain(text),
-        Value::List(items) => list(items, is_secret),
+        Value::List(items) => list(items, is_within_secret),
         Value::Map(pairs) => {
-            let pair =
-                |(Key { name, .. }, node): &(Key, Node)| (name.clone(), value(node, is_secret || is_secret_name(name)));
+            let pair = |(Key { name, .. }, node): &(Key, Node)| {
+                (name.clone(), value(node, is_within_secret || is_secret(name)))
+            };
             Json::Object(pairs.iter().map(pair).collect())
         }
     }
 }
 
 /// Hides items that are values of secret options: the item after `--password`, or the rest of `--password=...`.
-fn list(items: &[Node], is_secret: bool) -> Json {
+fn list(items: &[Node], is_within_secret: bool) -> Json {
     let mut is_next_secret = false;
     let item = |node: &Node| {
-        let hide = is_secret || std::mem::take(&mut is_next_secret);
+        let hide = is_within_secret || std::mem::take(&mut is_next_secret);
         if let Value::Scalar { text, .. } = &node.value {
             if hide {
-                return Json::String(hidden(text));
+                return Json::String(hidden(text.len()));
             }
-            if let Some((name, secret)) = text.split_once(['=', ':']).filter(|(name, _)| is_secret_name(name)) {
+            if let Some((name, secret)) = text.split_once(['=', ':']).filter(|(name, _)| is_secret(name)) {
                 let between = &text[name.len()..=name.len()];
-                return Json::String(format!("{name}{between}{}", hidden(secret)));
+                return Json::String(format!("{name}{between}{}", hidden(secret.len())));
             }
-            is_next_secret = text.starts_with('-') && is_secret_name(text);
+            is_next_secret = text.starts_with('-') && is_secret(text);
         }
         value(node, hide)
     };
     Json::Array(items.iter().map(item).collect())
 }
 
-fn is_secret_name(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    !FILES.contains(&name.trim_start_matches('-')) && SECRET.iter().any(|word| name.contains(word))
-}
-
-/// Returns the text that replaces a secret.
-pub fn hidden(secret: &str) -> String {
-    format!("(hidden, {} bytes)", secret.len())
+/// Commands of others take credentials as they are, too.
+fn is_secret(name: &str) -> bool {
+    is_secret_name(name) || name.to_ascii_lowercase().ends_with("credential")
 }
 
 /// Hides the password in a URL.
@@ -79,7 +57,7 @@ fn without_password(text: &str) -> String {
     let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
     match authority.rsplit_once('@').and_then(|(user, host)| Some((user.split_once(':')?, host))) {
         Some(((user, password), host)) => {
-            format!("{scheme}://{user}:{}@{host}{}", hidden(password), &rest[authority.len()..])
+            format!("{scheme}://{user}:{}@{host}{}", hidden(password.len()), &rest[authority.len()..])
         }
         None => text.to_owned(),
     }

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use crate::config::{Command, ContextName, InvalidValue, Jump, KubeconfigPaths, Namespace, PortRef, Workload};
+use crate::{
+    config::{Command, ContextName, InvalidValue, Jump, KubeconfigPaths, Namespace, PortRef, Workload},
+    secrets::is_secret_name,
+};
 
 /// A cluster as one user sees it: a context of certain kubeconfig files.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,9 +80,9 @@ impl fmt::Display for Target {
 
 /// Returns a command for logs and status, without values of options that are secrets.
 fn shown(run: &[String]) -> String {
-    let is_secret = |option: &str| {
-        let option = option.to_ascii_lowercase();
-        option.starts_with('-') && ["token", "secret", "password", "key="].iter().any(|word| option.contains(word))
+    let is_secret = |word: &str| {
+        let option = word.split('=').next().unwrap_or_default();
+        option.starts_with('-') && is_secret_name(option)
     };
     let mut words = Vec::new();
     for (at, word) in run.iter().enumerate() {

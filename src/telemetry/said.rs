@@ -4,6 +4,8 @@
 //! before them (`token=`, `Bearer`), and by their form. URLs keep their form apart from named secrets, because users have
 //! to open them.
 
+use crate::secrets::is_secret_name;
+
 /// Maximum length of a line.
 const LONGEST: usize = 500;
 
@@ -16,18 +18,8 @@ const SHORTEST_SECRET: usize = 6;
 /// From this length on, a mix of letters and digits counts as a key or a token.
 const LONG_WORD: usize = 32;
 
-/// Parts of names that indicate a secret.
-const NAMES: [&str; 9] =
-    ["token", "secret", "passw", "authorization", "apikey", "api_key", "api-key", "keydata", "private_key"];
-
 /// Prefixes of tokens: JWT, EKS, Google, OpenShift, GitHub, GitLab, Vault.
 const BEGINNINGS: [&str; 9] = ["eyJ", "k8s-aws-v1.", "ya29.", "sha256~", "ghp_", "gho_", "ghs_", "glpat-", "hvs."];
-
-/// Returns whether the name of a variable or an option indicates a secret.
-pub fn is_secret_name(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    NAMES.iter().any(|part| name.contains(part))
-}
 
 /// Values that must not be shown.
 #[derive(Clone, Default)]

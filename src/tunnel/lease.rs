@@ -159,14 +159,14 @@ pub(super) async fn running(
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(NotRunning::Over),
             Err(_) if again < deadline => {}
-            Err(_) if let Some(later) = tunnel.put_off() => deadline = later,
-            Err(_) if tunnel.is_first_start() && came.elapsed() < SLOW_START => {
-                deadline = came + SLOW_START;
-            }
-            Err(_) => {
-                let error = last_error.unwrap_or(OpenError::TimedOut { after: came.elapsed() });
-                return Err(NotRunning::Failed(error));
-            }
+            Err(_) => match tunnel.put_off() {
+                Some(later) => deadline = later,
+                None if tunnel.is_first_start() && came.elapsed() < SLOW_START => deadline = came + SLOW_START,
+                None => {
+                    let error = last_error.unwrap_or(OpenError::TimedOut { after: came.elapsed() });
+                    return Err(NotRunning::Failed(error));
+                }
+            },
         }
     }
 }

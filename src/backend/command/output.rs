@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use super::waits::{Wait, is_for_a_person};
 use crate::{
     config::Command,
+    secrets::is_secret_name,
     telemetry::said::{Secrets, without_escapes},
 };
 
@@ -70,9 +71,8 @@ impl Output {
     /// `name`: name of the command in the log. `wait`: records prompts for a person.
     pub fn new(name: &str, command: &Command, wait: Arc<Wait>) -> Self {
         let from = command.env_from.values().filter_map(|ours| std::env::var(ours).ok());
-        let is_secret = |name: &str| {
-            ["TOKEN", "SECRET", "PASSWORD", "KEY"].iter().any(|word| name.to_ascii_uppercase().contains(word))
-        };
+        // Too much may be hidden here, but not too little.
+        let is_secret = |name: &str| is_secret_name(name) || name.to_ascii_uppercase().contains("KEY");
         let set = command.env.iter().filter(|(name, _)| is_secret(name)).map(|(_, value)| value.clone());
         let mut secrets = Secrets::default();
         from.chain(set).for_each(|secret| secrets.add_longer(&secret, SHORTEST_SECRET));

@@ -66,18 +66,20 @@ impl Cluster {
             400 if self.server.scheme_str() == Some("http") && is_tls_wanted(message) => {
                 ClusterError::Protocol { context, reason: format!("400: {}", reach::SPEAKS_TLS) }
             }
-            407 if let Some(proxy) = &self.proxy => {
-                let (server, hint) = (self.server.to_string(), self.ask_version());
-                let reason = "requires a user and a password, or does not accept those of its URL";
-                ClusterError::Unreachable { context, server, reason: format!("the proxy {proxy} {reason}"), hint }
-            }
             429 | 500..=599 => ClusterError::Unavailable {
                 context,
                 reason: format!("{code}: {said}"),
                 retry_after: None,
                 hint: self.ask_version(),
             },
-            code => ClusterError::Protocol { context, reason: format!("{code}: {said}") },
+            code => match &self.proxy {
+                Some(proxy) if code == 407 => {
+                    let (server, hint) = (self.server.to_string(), self.ask_version());
+                    let reason = "requires a user and a password, or does not accept those of its URL";
+                    ClusterError::Unreachable { context, server, reason: format!("the proxy {proxy} {reason}"), hint }
+                }
+                _ => ClusterError::Protocol { context, reason: format!("{code}: {said}") },
+            },
         }
     }
 

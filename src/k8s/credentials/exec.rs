@@ -24,7 +24,8 @@ use super::{
 };
 use crate::{
     k8s::sign_in::{Failure, Issuer, Say},
-    telemetry::said::{Secrets, clean, is_secret_name},
+    secrets::is_secret_name,
+    telemetry::said::{Secrets, clean},
     tls::{certificate::Certificate, identity},
 };
 
