@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    sync::{Arc, LazyLock, Mutex},
+    sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -73,7 +73,29 @@ pub struct Happened {
 
 /// The history of one tunnel.
 #[derive(Default)]
-pub struct History(Mutex<Inner>);
+pub struct History {
+    inner: Mutex<Inner>,
+    clock: Clock,
+}
+
+/// Counts the seconds since its creation, which no change of the system's clock moves.
+struct Clock(Instant);
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Clock {
+    fn second(&self) -> u64 {
+        self.0.elapsed().as_secs()
+    }
+
+    fn minute(&self) -> u64 {
+        self.second() / 60
+    }
+}
 
 #[derive(Default)]
 struct Inner {
@@ -82,7 +104,7 @@ struct Inner {
     first_byte: Histogram,
     requests: u64,
     errors: u64,
-    /// Ring of minutes: minute since the epoch, requests, errors.
+    /// Ring of minutes: minute of the clock, requests, errors.
     minutes: [(u64, u64, u64); RECENT_MINUTES],
     /// Ring of requests per second; the last second is `second`. Empty until the first request.
     seconds: Vec<u32>,
@@ -107,7 +129,7 @@ impl Inner {
 impl History {
     /// Records an event. A repetition only updates the time of the last event.
     pub fn note(&self, event: Event, text: &str) {
-        let mut inner = self.0.lock().expect("no panic while the lock is held");
+        let mut inner = self.inner.lock().expect("no panic while the lock is held");
         let happened = Happened { at: SystemTime::now(), event, text: start(text, LONGEST_TEXT).into() };
         inner.last = Some(happened.at);
         if let Some(last) = inner.events.back_mut().filter(|last| (last.event, &last.text) == (event, &happened.text)) {
@@ -122,7 +144,7 @@ impl History {
 
     /// Records that a session opened, with its first pod.
     pub fn opened(&self, pod: &str, text: &str) {
-        let mut inner = self.0.lock().expect("no panic while the lock is held");
+        let mut inner = self.inner.lock().expect("no panic while the lock is held");
         inner.pods = HashSet::from([Arc::from(pod)]);
         drop(inner);
         self.note(Event::Opened, text);
@@ -130,7 +152,7 @@ impl History {
 
     /// Records that a stream goes to this pod.
     pub fn placed(&self, pod: &str) {
-        let mut inner = self.0.lock().expect("no panic while the lock is held");
+        let mut inner = self.inner.lock().expect("no panic while the lock is held");
         if inner.pods.contains(pod) {
             return;
         }
@@ -144,12 +166,12 @@ impl History {
 
     /// Counts a request or connection that has ended.
     pub fn count(&self, first_byte: Option<Duration>, is_error: bool) {
-        let mut inner = self.0.lock().expect("no panic while the lock is held");
+        let mut inner = self.inner.lock().expect("no panic while the lock is held");
         inner.requests += 1;
         inner.errors += u64::from(is_error);
-        let second = inner.second(uptime());
+        let second = inner.second(self.clock.second());
         inner.seconds[second] += 1;
-        let minute = minute();
+        let minute = self.clock.minute();
         let slot = &mut inner.minutes[(minute % RECENT_MINUTES as u64) as usize];
         if slot.0 != minute {
             *slot = (minute, 0, 0);
@@ -163,26 +185,26 @@ impl History {
 
     /// Returns the events, newest first.
     pub fn events(&self) -> Vec<Happened> {
-        self.0.lock().expect("no panic while the lock is held").events.iter().rev().cloned().collect()
+        self.inner.lock().expect("no panic while the lock is held").events.iter().rev().cloned().collect()
     }
 
     /// Returns the number of requests and connections, and of those that failed.
     pub fn counts(&self) -> (u64, u64) {
-        let inner = self.0.lock().expect("no panic while the lock is held");
+        let inner = self.inner.lock().expect("no panic while the lock is held");
         (inner.requests, inner.errors)
     }
 
-    /// Returns the same numbers for the current minute of the clock and the four before it.
+    /// Returns the same numbers for the current minute since the tunnel was created, and the four before it.
     pub fn recent(&self) -> (u64, u64) {
-        let (inner, now) = (self.0.lock().expect("no panic while the lock is held"), minute());
+        let (inner, now) = (self.inner.lock().expect("no panic while the lock is held"), self.clock.minute());
         let recent = inner.minutes.iter().filter(|(minute, ..)| now.saturating_sub(*minute) < RECENT_MINUTES as u64);
         recent.fold((0, 0), |(requests, errors), (_, more, failed)| (requests + more, errors + failed))
     }
 
     /// Returns how many requests ended in each of the last seconds, oldest first, without the current one.
     pub fn per_second(&self) -> Vec<u32> {
-        let mut inner = self.0.lock().expect("no panic while the lock is held");
-        let present = inner.second(uptime());
+        let mut inner = self.inner.lock().expect("no panic while the lock is held");
+        let present = inner.second(self.clock.second());
         (1..=RECENT_SECONDS)
             .map(|after| inner.seconds[(present + after) % RECENT_SECONDS])
             .take(RECENT_SECONDS - 1)
@@ -191,28 +213,18 @@ impl History {
 
     /// Returns percentiles of the time to the first byte of the response.
     pub fn first_byte(&self) -> Percentiles {
-        self.0.lock().expect("no panic while the lock is held").first_byte.percentiles()
+        self.inner.lock().expect("no panic while the lock is held").first_byte.percentiles()
     }
 
     /// Returns the number of times in each bucket, by upper bound in milliseconds.
     pub fn first_byte_counts(&self) -> Vec<(f64, u64)> {
-        self.0.lock().expect("no panic while the lock is held").first_byte.counts()
+        self.inner.lock().expect("no panic while the lock is held").first_byte.counts()
     }
 
     /// Returns the time of the last event.
     pub fn last(&self) -> Option<SystemTime> {
-        self.0.lock().expect("no panic while the lock is held").last
+        self.inner.lock().expect("no panic while the lock is held").last
     }
-}
-
-fn minute() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs() / 60)
-}
-
-/// Returns a second of a clock that nobody sets: it starts with the first request.
-fn uptime() -> u64 {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    START.elapsed().as_secs()
 }
 
 #[cfg(test)]
@@ -226,7 +238,8 @@ mod tests {
         history.count(None, false);
         history.count(None, true);
         assert_eq!((history.recent(), history.counts()), ((2, 1), (2, 1)));
-        history.0.lock().unwrap().minutes.iter_mut().for_each(|minute| minute.0 = minute.0.saturating_sub(5));
+        let history =
+            History { clock: Clock(history.clock.0.checked_sub(Duration::from_secs(5 * 60)).unwrap()), ..history };
         assert_eq!((history.recent(), history.counts()), ((0, 0), (2, 1)));
     }
 
