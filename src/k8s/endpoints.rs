@@ -117,7 +117,8 @@ pub fn in_slices<'s>(slices: impl IntoIterator<Item = &'s EndpointSlice>, port: 
     found
 }
 
-/// Returns the pod of a relay that has taken the port over, and its namespace. `None`: none has, or it is in `own`, as other pods are.
+/// Returns the pod of a relay that has taken the port over, and its namespace. `None`: none has, or it is in `own`, as other
+/// pods are.
 pub fn of_relay<'s>(
     slices: impl IntoIterator<Item = &'s EndpointSlice>,
     port: &PodPort,

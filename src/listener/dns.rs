@@ -1,5 +1,5 @@
-//! Answers DNS queries for the names that adit serves, on the UDP port with the number of the HTTP listener and on that listener itself
-//! (TCP), for systems that `adit dns install` has set up. Refuses other names, and answers only this machine.
+//! Answers DNS queries for the names that adit serves, for systems that `adit dns install` has set up: on the UDP port with the
+//! number of the HTTP listener, and on that listener itself (TCP). Refuses other names, and answers only this machine.
 
 use std::{
     convert::Infallible,
@@ -57,8 +57,9 @@ pub async fn serve(listener: SocketAddr, addresses: impl Fn(&str) -> Option<Vec<
 /// How long a TCP client may say nothing, or not read its answer. RFC 7766, section 6.2.3 asks for some seconds.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Answers queries over TCP, each behind its length (RFC 7766, section 8): resolvers ask so if UDP has lost some (systemd-resolved), or always
-/// (`use-vc`). `received`: the first bytes. Returns how many were answered when the client ends, or says something else.
+/// Answers queries over TCP, each after its length (RFC 7766, section 8). Resolvers use TCP if UDP has lost a query
+/// (systemd-resolved), or always (`use-vc`). `received`: the first bytes. Returns the number of answers when the client ends, or
+/// sends something else.
 pub async fn serve_stream(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     mut received: BytesMut,

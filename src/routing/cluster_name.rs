@@ -28,13 +28,13 @@ impl ClusterName {
         }
         let in_cluster = host.strip_suffix(cluster_domain).and_then(|name| name.strip_suffix('.'));
         let labels: Vec<&str> = in_cluster.unwrap_or(host).split('.').collect();
+        if let [address, namespace, "pod"] = labels.as_slice()
+            && let (Some(address), Ok(namespace)) = (address_of(address), namespace.parse())
+        {
+            return Some(Self { namespace: Some(namespace), workload: Workload::Address(address) });
+        }
         let (labels, is_whole) = match labels.as_slice() {
             [labels @ .., "svc"] if labels.len() >= 2 => (labels, true),
-            [address, namespace, "pod"]
-                if let (Some(address), Ok(namespace)) = (address_of(address), namespace.parse()) =>
-            {
-                return Some(Self { namespace: Some(namespace), workload: Workload::Address(address) });
-            }
             // Below the cluster domain, every name has a kind: `svc` for Services, `pod` for addresses of pods.
             _ if in_cluster.is_some() => return None,
             labels => (labels, false),

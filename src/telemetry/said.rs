@@ -1,7 +1,7 @@
 //! Removes escape sequences and secrets from what a credential plugin or a command says.
 //!
-//! Secrets of plugins are detected by their source (arguments and variables of the kubeconfig, the plugin's own answer), by the name
-//! before them (`token=`, `Bearer`), and by their form. URLs keep their form apart from named secrets, because users have
+//! Secrets of plugins are detected by their source (arguments and variables of the kubeconfig, the plugin's own answer), by the
+//! name before them (`token=`, `Bearer`), and by their form. URLs keep their form apart from named secrets, because users have
 //! to open them.
 
 use crate::secrets::is_secret_name;

@@ -30,7 +30,7 @@ const FORMAT_ERROR: u8 = 1;
 const NOT_IMPLEMENTED: u8 = 4;
 const REFUSED: u8 = 5;
 
-/// Returns whether a client that begins with these bytes may ask over TCP, with a query of less than 256 bytes behind its length. No other
+/// Returns whether these first bytes of a client may be a DNS query over TCP: a length below 256, then the query. No other
 /// protocol of a listener begins with a zero and something else.
 pub fn may_be_framed(bytes: &[u8]) -> bool {
     matches!(bytes, [0, length, ..] if usize::from(*length) > HEADER)

@@ -27,18 +27,18 @@ use crate::{
 /// The running adit: its listeners, contexts, configuration and tunnels.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
-    /// The version of this answer.
+    /// Version of the format.
     #[schemars(range(min = 1, max = 1))]
     pub format: u32,
     #[serde(flatten)]
     pub overview: Overview,
-    /// The second that has passed last.
+    /// The last complete second.
     pub last_second: Second,
     pub first_byte_ms: FirstByte,
     pub tunnels: Vec<Tunnel>,
-    /// Sign-ins that run, or have failed.
+    /// Sign-ins that are in progress, or have failed.
     pub sign_ins: Vec<SignIn>,
-    /// Problems that need a person: each with its hint and a command.
+    /// Problems that need a person, each with a hint and a command.
     pub attention: Vec<Attention>,
 }
 
@@ -51,43 +51,43 @@ pub struct SignIn {
     pub issuer: String,
     /// `running` or `failed`.
     pub state: String,
-    /// Since it began, or until another may begin.
+    /// Running: seconds since it began. Failed: seconds until the next one may begin.
     pub seconds: u64,
-    /// Why it failed.
+    /// Reason of the failure.
     pub error: Option<String>,
-    /// The last lines that it said.
+    /// Last lines of its output.
     pub said: Vec<String>,
 }
 
-/// The facts of one process, which change with a reload only.
+/// Facts about the process. Only a reload changes them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Overview {
     pub version: String,
     pub pid: u32,
-    /// When the process started.
+    /// Start of the process.
     pub started: String,
-    /// The file of the configuration. null: adit runs on defaults.
+    /// Configuration file. null: adit uses the defaults.
     pub config: Option<PathBuf>,
-    /// The kubeconfig files, in the order of $KUBECONFIG.
+    /// Kubeconfig files, in the order of $KUBECONFIG.
     pub kubeconfig: Vec<PathBuf>,
-    /// Addresses that serve HTTP and TLS.
+    /// Addresses of the HTTP listener, which also takes TLS.
     #[schemars(with = "Vec<String>")]
     pub http: Vec<SocketAddr>,
     /// Addresses of the TCP routes.
     #[schemars(with = "Vec<String>")]
     pub tcp: Vec<SocketAddr>,
-    /// The context of names that give none.
+    /// Context of names that set none.
     pub context: Option<String>,
-    /// The namespace of --namespace. null: it was not given.
+    /// Value of --namespace. null: not set.
     #[serde(default)]
     pub namespace: Option<String>,
-    /// When the configuration in use was loaded, in local time.
+    /// Local time at which the current configuration was loaded.
     pub loaded_at: String,
-    /// Why the last change of the file was not applied.
+    /// Reason that the last change of the file was not applied.
     pub rejected: Option<String>,
-    /// The ports of this machine that relays make reachable.
+    /// Ports of this machine that relays make reachable.
     pub local: Vec<LocalStatus>,
-    /// The contexts of the kubeconfig.
+    /// Contexts of the kubeconfig.
     #[serde(default)]
     pub contexts: Vec<ContextRow>,
 }
@@ -96,17 +96,17 @@ pub struct Overview {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ContextRow {
     pub name: String,
-    /// How a hostname may name it. null: by its name.
+    /// Alias of the context in hostnames. null: it has none.
     pub alias: Option<String>,
-    /// Names that give no context mean this one.
+    /// Whether this is the context of names that set none.
     pub is_default: bool,
-    /// It is to be treated with care.
+    /// Whether pages mark it as production.
     pub production: bool,
-    /// The methods of HTTP that it takes. null: every one.
+    /// Allowed HTTP methods. null: all.
     pub methods: Option<Vec<String>>,
-    /// For how many minutes it is unlocked still. null: it is not.
+    /// Minutes until it is locked again. null: it is not unlocked.
     pub unlocked_minutes: Option<u64>,
-    /// Whether adit has used it since its start.
+    /// Whether adit has used it since adit started.
     #[serde(default)]
     pub is_used: bool,
     /// Time of the first request without an answer since the last answer. null: its API server answers.
@@ -115,33 +115,33 @@ pub struct ContextRow {
     pub sign_in_ends: Option<String>,
 }
 
-/// Counts of one second.
+/// Counters of one second.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Second {
-    /// When it began.
+    /// Start of the second.
     pub time: String,
-    /// Requests that ended.
+    /// Requests and connections that ended.
     pub requests: u32,
-    /// Of these, those that failed through no fault of their client.
+    /// Those of them that failed, and not because of the client.
     pub errors: u32,
     /// Bytes from clients to pods.
     pub bytes_up: u64,
     pub bytes_down: u64,
-    /// The most connections of clients that were open.
+    /// Maximum number of open client connections.
     pub connections: u32,
 }
 
-/// Percentiles of the time from a request to the first byte of its answer, in milliseconds. null: there was none.
+/// Percentiles of the time from a request to the first byte of its answer, in milliseconds. null: no request yet.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FirstByte {
-    /// How many were measured.
+    /// Number of measured requests.
     pub count: u64,
     pub p50: Option<f64>,
     pub p95: Option<f64>,
     pub p99: Option<f64>,
 }
 
-/// Every tunnel.
+/// All tunnels.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Tunnels {
     #[schemars(range(min = 1, max = 1))]
@@ -149,66 +149,66 @@ pub struct Tunnels {
     pub tunnels: Vec<Tunnel>,
 }
 
-/// A tunnel that exists.
+/// A tunnel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Tunnel {
-    /// Names it in paths: `CONTEXT/NAMESPACE/SERVICE:PORT`.
+    /// Id in paths: `CONTEXT/NAMESPACE/SERVICE:PORT`.
     pub id: String,
     /// The target.
     pub target: String,
     /// `starting`, `running`, `failed` or `stopping`.
     pub state: String,
-    /// The pods that are reached now.
+    /// Pods that streams now go to.
     pub pods: Vec<String>,
-    /// The same as one text, as it was before there was a format. null: none.
+    /// Deprecated: the pods as one text. null: none.
     pub pod: Option<String>,
-    /// How bytes travel: `spdy`, `spdy over websocket`.
+    /// Transport: `spdy`, `spdy over websocket` and others.
     pub transport: Option<String>,
-    /// Upgraded connections to the API server that are open.
+    /// Open upgraded connections to the API server.
     pub connections: u64,
-    /// Streams to pods that are open.
+    /// Open streams to pods.
     pub streams: u64,
-    /// Streams that were opened since the tunnel exists.
+    /// Streams opened since the tunnel was created.
     pub streams_total: u64,
-    /// Clients that hold it open.
+    /// Requests and connections that keep the tunnel open.
     pub leases: u64,
     /// Requests and connections that have ended.
     pub requests: u64,
-    /// Of these, those that failed through no fault of their client.
+    /// Those of them that failed, and not because of the client.
     pub errors: u64,
-    /// The same of the last five minutes.
+    /// The same, for the last five minutes.
     pub recent_requests: u64,
     pub recent_errors: u64,
-    /// The context of its pods. null: it leads to something else.
+    /// Context of its pods. null: its target is not in a cluster.
     pub context: Option<String>,
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub first_byte_ms: FirstByte,
     /// Seconds since the last use. null: in use.
     pub idle_seconds: Option<u64>,
-    /// Seconds until it closes, if nobody uses it. null: in use, or it stays open.
+    /// Seconds until it closes as idle. null: in use, or it stays open.
     pub closes_in_seconds: Option<u64>,
     pub last_error: Option<String>,
 }
 
-/// One tunnel, with what has happened to it.
+/// One tunnel, with its history.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct TunnelAnswer {
     #[schemars(range(min = 1, max = 1))]
     pub format: u32,
     pub id: String,
-    /// null: it has closed.
+    /// null: the tunnel has closed.
     pub tunnel: Option<Tunnel>,
-    /// The last 20 events, newest first.
+    /// Last 20 events, newest first.
     pub events: Vec<EventRow>,
-    /// Times to the first byte of an answer: the buckets that are not empty.
+    /// Histogram of the time to the first byte of an answer. Empty buckets are left out.
     pub first_byte: Vec<Bucket>,
-    /// How many requests and connections ended in each of the last 300 seconds, the oldest first.
+    /// Number of requests and connections that ended in each of the last 300 seconds, oldest first.
     #[serde(default)]
     pub per_second: Vec<u32>,
-    /// URLs of names and routes that lead to it.
+    /// URLs of the names and routes that use it.
     pub names: Vec<String>,
-    /// The same as a command of kubectl. null: kubectl cannot, or the tunnel has closed.
+    /// Equivalent kubectl command. null: kubectl cannot do it, or the tunnel has closed.
     pub kubectl: Option<String>,
 }
 
@@ -218,19 +218,19 @@ pub struct EventRow {
     pub time: String,
     /// `opened`, `failed`, `lost`, `new-pod`, `retried`, `idle`, `stopped` or `reconnect`.
     pub event: String,
-    /// The pod, or the reason.
+    /// Pod, or reason.
     pub text: String,
 }
 
 /// A bucket of a histogram.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Bucket {
-    /// The longest time in it, in milliseconds; at least 80 % of that is the shortest.
+    /// Upper bound in milliseconds. The lower bound is at least 80 % of it.
     pub upto_ms: f64,
     pub count: u64,
 }
 
-/// The last requests and connections, newest first.
+/// Last requests and connections, newest first.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Requests {
     #[schemars(range(min = 1, max = 1))]
@@ -245,51 +245,51 @@ pub struct RequestAnswer {
     pub format: u32,
     #[serde(flatten)]
     pub request: Row,
-    /// Its heads and bodies. null: they are not kept.
+    /// Heads and bodies. null: not recorded.
     pub exchange: Option<ExchangeRow>,
 }
 
 /// A request, or a connection that is not HTTP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Row {
-    /// Counts up from 1 in one process.
+    /// Number, from 1 at the start of the process.
     pub id: u64,
     /// `http`, `grpc`, `websocket`, `sse`, `tcp`, `tls`, `sni`, `postgres`, `socks` or `connect`.
     pub kind: String,
-    /// When it began.
+    /// Time of the start.
     pub time: String,
-    /// The id of the client's connection in the log.
+    /// Id of the client's connection in the log.
     pub connection: u64,
     pub method: Option<String>,
-    /// The name, or the local address, that the client has chosen.
+    /// Name or local address that the client used.
     pub host: String,
-    /// Without the query. Empty: not HTTP.
+    /// Path without the query. Empty: not HTTP.
     pub path: String,
     pub status: Option<u16>,
-    /// The code of adit's error page, or how a connection broke.
+    /// Code of adit's error page, or the way a connection broke.
     pub error: Option<String>,
     pub route: Option<String>,
-    /// The id of the tunnel.
+    /// Id of the tunnel.
     pub tunnel: Option<String>,
     pub pod: Option<String>,
-    /// How often adit has sent it again.
+    /// Number of retries by adit.
     pub retries: u32,
-    /// The id of the request that a person has sent again with this one.
+    /// Id of the request that this one replays.
     pub replay_of: Option<u64>,
-    /// The status of gRPC.
+    /// gRPC status.
     pub grpc_status: Option<u32>,
-    /// Messages from the pod: events of Server-Sent Events, or messages of a WebSocket at its end.
+    /// Messages from the pod: Server-Sent Events, or, after the end, messages of a WebSocket.
     pub messages: u64,
-    /// Messages of the client of a WebSocket, at its end.
+    /// Messages from the client of a WebSocket, after the end.
     #[serde(default)]
     pub messages_up: u64,
-    /// Milliseconds until the tunnel ran.
+    /// Milliseconds until the tunnel was running.
     pub tunnel_ms: Option<f64>,
     /// Milliseconds until the connection to the pod was ready.
     pub connected_ms: Option<f64>,
     /// Milliseconds to the first byte of the answer.
     pub first_byte_ms: Option<f64>,
-    /// Milliseconds to its end. null: it goes on.
+    /// Milliseconds to the end. null: still in progress.
     pub took_ms: Option<f64>,
     pub bytes_up: u64,
     pub bytes_down: u64,
@@ -301,7 +301,7 @@ pub struct Services {
     #[schemars(range(min = 1, max = 1))]
     pub format: u32,
     pub services: Vec<Service>,
-    /// Why the Services of a context are not among them.
+    /// Reasons that Services are missing from the list.
     pub problems: Vec<Problem>,
 }
 
@@ -310,7 +310,7 @@ pub struct Services {
 pub struct Service {
     /// `NAMESPACE/SERVICE`, or the host or address of a route.
     pub name: String,
-    /// The port and its name. null: a route.
+    /// Number and name of the port. null: a route.
     pub port: Option<String>,
     /// `http://…`, `postgresql://…` or `tcp://ADDRESS`. Empty: no URL can contain the name of its context, or its protocol
     /// needs a TCP route.
@@ -321,40 +321,40 @@ pub struct Service {
     pub from: String,
     pub context: Option<String>,
     pub namespace: Option<String>,
-    /// `http`, `grpc`, `postgres`, `redis`, `mongodb`, `mysql` or `tcp`: what it speaks, as far as its port says.
+    /// Protocol according to the port's name and number: `http`, `grpc`, `postgres`, `redis`, `mongodb`, `mysql` or `tcp`.
     pub speaks: String,
-    /// The id that its tunnel has, or would have.
+    /// Id of its tunnel, open or not.
     pub tunnel: Option<String>,
     /// Local address for clients of other protocols than HTTP. null: no TCP route has this target.
     pub address: Option<String>,
-    /// A command for a shell that opens it.
+    /// Shell command that opens it.
     pub command: Option<String>,
-    /// The lines of the configuration that give it a local port, or its context a name, where it has none and needs one.
+    /// Configuration lines that it needs: a local port, or an alias of its context. null: none.
     pub missing_route: Option<String>,
-    /// How many of its pods are ready. null: not asked for (`?pods=1`), a route, or the user may not list EndpointSlices.
+    /// Number of ready pods. null: not requested (`?pods=1`), a route, or no permission to list EndpointSlices.
     pub ready: Option<u64>,
     pub pods: Option<u64>,
 }
 
-/// The configuration in use.
+/// The current configuration.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigAnswer {
     #[schemars(range(min = 1, max = 1))]
     pub format: u32,
-    /// The file. null: adit runs on defaults.
+    /// Configuration file. null: adit uses the defaults.
     pub file: Option<PathBuf>,
-    /// When it was loaded, in local time.
+    /// Local time at which it was loaded.
     pub loaded_at: String,
-    /// Why the last change of the file was not applied.
+    /// Reason that the last change of the file was not applied.
     pub rejected: Option<String>,
-    /// The keys that the last reload changed, with + before a new one and - before one that is gone. Empty: there was no reload.
+    /// Keys that the last reload changed; `+` marks added and `-` removed ones. Empty: no reload yet.
     #[serde(default)]
     pub changed: Vec<String>,
-    /// Content of the file; secrets read `(hidden, 32 bytes)`.
+    /// Content of the file. Secrets are replaced by `(hidden, 32 bytes)`.
     pub config: serde_json::Value,
 }
 
-/// The last lines of the log, newest first.
+/// Last lines of the log, newest first.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Log {
     #[schemars(range(min = 1, max = 1))]
@@ -365,7 +365,7 @@ pub struct Log {
 /// A line of the log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LogRow {
-    /// Counts up from 1 in one process.
+    /// Number, from 1 at the start of the process.
     pub id: u64,
     pub time: String,
     /// `error`, `warn`, `info`, `debug` or `trace`.
@@ -373,7 +373,7 @@ pub struct LogRow {
     pub text: String,
 }
 
-/// The answer where a request failed.
+/// Answer to a request that failed.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Failure {
     #[schemars(range(min = 1, max = 1))]
@@ -381,16 +381,16 @@ pub struct Failure {
     pub error: Problem,
 }
 
-/// Something that is not as it should be.
+/// A problem.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
-    /// A stable word for it, where there is one.
+    /// Stable code, if it has one.
     pub code: Option<String>,
     pub message: String,
     pub cause: Option<String>,
-    /// Advice: the next step for the user.
+    /// Next step for the user.
     pub hint: Option<String>,
-    /// The same may succeed in a moment by itself.
+    /// Whether a later try may succeed without any change.
     #[serde(default)]
     pub may_pass: bool,
 }

@@ -14,21 +14,21 @@ use crate::{
     guard::locks::LONGEST,
 };
 
-/// For how long.
+/// Request to unlock a context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UnlockRequest {
-    /// At most 28,800. 0: the rules hold again.
+    /// Duration, at most 28,800. 0 locks the context again.
     pub seconds: u64,
 }
 
-/// A context that was unlocked.
+/// An unlocked context.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UnlockAnswer {
     #[schemars(range(min = 1, max = 1))]
     pub format: u32,
     pub context: String,
-    /// For how long its rules are lifted.
+    /// Duration for which its rules are lifted.
     pub seconds: u64,
 }
 

@@ -66,9 +66,8 @@ impl Form {
     }
 }
 
-/// Quotes a value for Docker Compose, Node, Ruby and Python. Between single quotes all of them take it literally, even over
-/// several lines. Between double quotes Node interprets only `
-/// `, so the escapes of the others are used only if unavoidable.
+/// Quotes a value for Docker Compose, Node, Ruby and Python. Between single quotes, all of them take it literally, also over
+/// several lines. Between double quotes, Node interprets only `\n`, so escapes are used only if unavoidable.
 fn dotenv(value: &str) -> String {
     if !value.contains('\'') && value.contains(['\\', '"', '$', '`']) {
         return format!("'{value}'");
