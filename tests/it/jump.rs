@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::support::{PATIENCE, TestApp};
+use crate::support::{PATIENCE, TestApp, every_byte_returns};
 
 async fn app(jump: &str) -> TestApp {
     let local = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -19,19 +19,7 @@ async fn app(jump: &str) -> TestApp {
 async fn bytes_pass_through_each_program_both_ways() {
     for (via, method) in [("pod: tools-0", "socat"), ("pod: tools-0", "nc"), ("service: web", "auto")] {
         let app = app(&format!("via: {{{via}}}, target: {{host: tools.shop, port: 7000}}, method: {method}")).await;
-        let stream = TcpStream::connect(app.tcp[0]).await.unwrap();
-        let (mut read, mut write) = stream.into_split();
-        let sent: Vec<u8> = (0..500_000u32).map(|number| (number * 31 % 251) as u8).collect();
-        let expected = sent.clone();
-        let writing = tokio::spawn(async move {
-            write.write_all(&sent).await.unwrap();
-            write.shutdown().await.unwrap();
-            write
-        });
-        let mut received = Vec::new();
-        timeout(PATIENCE, read.read_to_end(&mut received)).await.expect("it ends").unwrap();
-        assert!(received == expected, "{method}: {} of {} bytes", received.len(), expected.len());
-        drop(writing.await.unwrap());
+        every_byte_returns(app.tcp[0], 500_000).await;
         app.finish().await;
     }
 }
@@ -43,16 +31,7 @@ async fn where_nothing_lets_a_websocket_through_spdy_is_taken() {
             app(&format!("via: {{pod: tools-0}}, target: {{host: tools.shop, port: 7000}}, method: {method}")).await;
         app.demo.faults().no_websocket(true);
         for _ in 0..2 {
-            let (mut read, mut write) = TcpStream::connect(app.tcp[0]).await.unwrap().into_split();
-            let sent: Vec<u8> = (0..500_000u32).map(|number| (number * 31 % 251) as u8).collect();
-            let mut received = Vec::new();
-            let write_all = async {
-                write.write_all(&sent).await.unwrap();
-                write.shutdown().await.unwrap();
-            };
-            let ((), read) = tokio::join!(write_all, timeout(PATIENCE, read.read_to_end(&mut received)));
-            read.expect("it ends").unwrap();
-            assert!(received == sent, "{method}: {} of {} bytes", received.len(), sent.len());
+            every_byte_returns(app.tcp[0], 500_000).await;
         }
         app.finish().await;
     }

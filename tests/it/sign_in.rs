@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     process::{Process, environment},
-    support::{PATIENCE, TestApp, eventually, start_demo},
+    support::{PATIENCE, TestApp, echoes, eventually, start_demo},
 };
 
 /// Plugin that records each run, and obeys the files beside it.
@@ -134,18 +134,6 @@ async fn get(address: SocketAddr, host: &str, accept: &str) -> String {
 
 async fn page(address: SocketAddr) -> String {
     get(address, "web.shop.localhost", "text/html,*/*").await
-}
-
-/// Sends a word to the echo, and returns whether it came back.
-async fn echoes(address: SocketAddr) -> bool {
-    let exchange = async {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(b"word").await?;
-        let mut word = [0; 4];
-        stream.read_exact(&mut word).await?;
-        Ok::<_, std::io::Error>(&word == b"word")
-    };
-    timeout(PATIENCE, exchange).await.is_ok_and(|came| came.unwrap_or(false))
 }
 
 #[tokio::test]
@@ -305,10 +293,10 @@ async fn a_token_that_is_refused_is_asked_for_again_once_everywhere_the_same() {
     for config in [forward, jump] {
         let (app, plugin) = app(&config).await;
         plugin.answer_for("refused-1", 3600);
-        assert!(!echoes(app.tcp[0]).await, "{config}");
+        assert!(!echoes(app.tcp[0], PATIENCE).await, "{config}");
         assert_eq!(plugin.runs(), 2, "it was asked again once: {config}");
         plugin.answer(json!({"token": plugin.token}));
-        eventually("it is good again", || echoes(app.tcp[0])).await;
+        eventually("it is good again", || echoes(app.tcp[0], PATIENCE)).await;
         assert_eq!(plugin.runs(), 3, "{config}");
 
         // A valid token is revoked while it is in use.
@@ -316,11 +304,11 @@ async fn a_token_that_is_refused_is_asked_for_again_once_everywhere_the_same() {
         app.demo.faults().drop_upgraded_connections();
         // A stream that is opened before adit has read the end of the connection needs no token.
         sleep(Duration::from_millis(200)).await;
-        assert!(!echoes(app.tcp[0]).await, "{config}");
+        assert!(!echoes(app.tcp[0], PATIENCE).await, "{config}");
         let runs = plugin.runs();
         assert!((4..=5).contains(&runs), "{runs} runs: {config}");
         app.demo.faults().refuse_tokens(false);
-        eventually("it is good again", || echoes(app.tcp[0])).await;
+        eventually("it is good again", || echoes(app.tcp[0], PATIENCE)).await;
         assert!(plugin.runs() <= runs + 2, "{} runs: {config}", plugin.runs());
         app.finish().await;
     }
@@ -332,13 +320,13 @@ async fn one_refusal_in_the_middle_is_not_seen_by_anybody() {
         "tcp: {k8s: {jump: {PORT: {namespace: shop, via: {pod: tools-0}, target: {host: tools.shop, port: 7000}}}}}\n",
     );
     let (app, plugin) = app(&jump).await;
-    assert!(echoes(app.tcp[0]).await);
+    assert!(echoes(app.tcp[0], PATIENCE).await);
     assert_eq!(app.get("web.shop.localhost", "/whoami").await.0, 200);
     for (path, runs) in [("/pods/tools-0/exec", 2), ("/pods/web-6d5f-a1/portforward", 3), ("/services/queue", 4)] {
         app.demo.faults().answer_once(path, 401);
         app.demo.faults().drop_upgraded_connections();
         match path.rsplit('/').next() {
-            Some("exec") => assert!(echoes(app.tcp[0]).await),
+            Some("exec") => assert!(echoes(app.tcp[0], PATIENCE).await),
             Some("portforward") => {
                 for _ in 0..4 {
                     assert_eq!(app.get("web-6d5f-a1-8080.pod.shop.ns.demo.cx.k8s.localhost", "/whoami").await.0, 200);

@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{PATIENCE, TestApp, eventually};
+use crate::support::{PATIENCE, TestApp, eventually, every_byte_returns};
 
 async fn app(service: &str, port: u16) -> TestApp {
     app_of("shop", service, port).await
@@ -36,19 +36,7 @@ async fn a_server_that_speaks_first_is_heard_at_once() {
 #[tokio::test]
 async fn every_byte_comes_back_before_the_end() {
     let app = app("tools", 7000).await;
-    let client = TcpStream::connect(app.tcp[0]).await.unwrap();
-    let (mut read, mut write) = client.into_split();
-    let sent: Vec<u8> = (0..3_000_000u32).map(|number| (number * 31 % 251) as u8).collect();
-    let expected = sent.clone();
-    let writing = tokio::spawn(async move {
-        write.write_all(&sent).await.unwrap();
-        write.shutdown().await.unwrap();
-        write
-    });
-    let mut received = Vec::new();
-    timeout(PATIENCE, read.read_to_end(&mut received)).await.unwrap().unwrap();
-    drop(writing.await.unwrap());
-    assert!(received == expected, "{} of {} bytes", received.len(), expected.len());
+    every_byte_returns(app.tcp[0], 3_000_000).await;
     app.finish().await;
 }
 

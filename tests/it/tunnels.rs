@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::support::{PATIENCE, TestApp, eventually};
+use crate::support::{PATIENCE, TestApp, echoes, eventually};
 
 /// Starts adit with a TCP route to a port of `tools`, and returns the route's address.
 async fn app(port: u16) -> (TestApp, SocketAddr) {
@@ -26,18 +26,6 @@ async fn app(port: u16) -> (TestApp, SocketAddr) {
     .await;
     let address = app.tcp[0];
     (app, address)
-}
-
-/// Sends a word to the echo, and returns whether it came back in time.
-async fn echoes(address: SocketAddr, within: Duration) -> bool {
-    let exchange = async {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(b"word").await?;
-        let mut word = [0; 4];
-        stream.read_exact(&mut word).await?;
-        Ok::<_, std::io::Error>(&word == b"word")
-    };
-    timeout(within, exchange).await.is_ok_and(|came| came.unwrap_or(false))
 }
 
 /// Sends GETs one after the other until `stop` is set, and counts them. Returns those without a 200.

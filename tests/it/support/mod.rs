@@ -135,3 +135,29 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: imp
         sleep(Duration::from_millis(20)).await;
     }
 }
+
+/// Sends a word to the echo, and returns whether it came back in time.
+pub async fn echoes(address: SocketAddr, within: Duration) -> bool {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"word").await?;
+        let mut word = [0; 4];
+        stream.read_exact(&mut word).await?;
+        Ok::<_, std::io::Error>(&word == b"word")
+    };
+    timeout(within, exchange).await.is_ok_and(|came| came.unwrap_or(false))
+}
+
+/// Sends `count` bytes and the end to the echo, and asserts that the same ones come back, and then the end.
+pub async fn every_byte_returns(address: SocketAddr, count: u32) {
+    let (mut read, mut write) = TcpStream::connect(address).await.unwrap().into_split();
+    let sent: Vec<u8> = (0..count).map(|number| (number * 31 % 251) as u8).collect();
+    let mut received = Vec::new();
+    let writing = async {
+        write.write_all(&sent).await.unwrap();
+        write.shutdown().await.unwrap();
+    };
+    let ((), read) = tokio::join!(writing, timeout(PATIENCE, read.read_to_end(&mut received)));
+    read.expect("it ends").unwrap();
+    assert!(received == sent, "{} of {} bytes", received.len(), sent.len());
+}
