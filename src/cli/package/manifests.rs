@@ -20,7 +20,7 @@ pub enum SumsError {
     Name(String),
 }
 
-/// Parses the output of `sha256sum`.
+/// Parses the output of `sha256sum`. Files other than `.tar.gz`, such as packages, are no archives and left out.
 ///
 /// # Errors
 /// A line has another format, or an archive's name is not one of `just dist`.
@@ -30,6 +30,9 @@ pub fn read(sums: &str) -> Result<Vec<Archive>, SumsError> {
         let (sha256, file) = line.split_once("  ").ok_or(SumsError::Line(number + 1))?;
         if sha256.len() != 64 || !sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(SumsError::Line(number + 1));
+        }
+        if !file.ends_with(".tar.gz") {
+            continue;
         }
         let archive = Archive { file: file.to_owned(), sha256: sha256.to_owned() };
         archive.platform().ok_or_else(|| SumsError::Name(file.to_owned()))?;
@@ -152,9 +155,13 @@ mod tests {
 
     #[test]
     fn every_archive_is_a_platform_of_the_plugin() {
-        let archives =
-            read(&sums(&["adit-x86_64-unknown-linux-musl-v0.1.0.tar.gz", "adit-aarch64-apple-darwin-v0.1.0.tar.gz"]))
-                .unwrap();
+        let archives = read(&sums(&[
+            "adit-x86_64-unknown-linux-musl-v0.1.0.tar.gz",
+            "adit-x86_64-unknown-linux-musl-v0.1.0.cdx.json",
+            "adit-aarch64-apple-darwin-v0.1.0.tar.gz",
+            "adit_0.1.0-1_amd64.deb",
+        ]))
+        .unwrap();
         let manifest = krew(&archives, URL);
         for (system, processor, target) in
             [("linux", "amd64", "x86_64-unknown-linux-musl"), ("darwin", "arm64", "aarch64-apple-darwin")]
