@@ -23,7 +23,7 @@ pub struct Recorder {
 #[derive(Default)]
 struct State {
     until: HashMap<Arc<str>, Instant>,
-    /// Recorded bodies, oldest first.
+    /// Recorded bodies, oldest first. Bodies without bytes may be behind newer ones.
     kept: VecDeque<Weak<KeptBody>>,
     bytes: usize,
 }
@@ -62,13 +62,17 @@ impl Recorder {
         let mut state = self.state.lock().expect("no panic while the lock is held");
         state.bytes += by;
         let mut freed = Vec::new();
-        while state.bytes > MOST_BYTES
-            && let Some(oldest) = state.kept.pop_front()
-        {
-            if let Some(oldest) = oldest.upgrade() {
-                state.bytes = state.bytes.saturating_sub(oldest.forget());
-                freed.push(oldest);
+        for _ in 0..state.kept.len() {
+            if state.bytes <= MOST_BYTES {
+                break;
             }
+            let Some(oldest) = state.kept.pop_front().and_then(|oldest| oldest.upgrade()) else { continue };
+            match oldest.forget() {
+                // Its bytes are still to come, and must make room then.
+                0 => state.kept.push_back(Arc::downgrade(&oldest)),
+                bytes => state.bytes = state.bytes.saturating_sub(bytes),
+            }
+            freed.push(oldest);
         }
         drop(state);
         // Dropping the last reference takes the lock (`shrunk`), so drop it only after the guard.
@@ -107,6 +111,14 @@ mod tests {
         assert!(kept <= MOST_BYTES && kept > MOST_BYTES - 2 * LONGEST_BODY, "{kept}");
         assert!(body.kept().0.is_empty(), "the oldest makes room");
         drop((many, body));
+        assert_eq!(recorder.state.lock().unwrap().bytes, 0);
+        // Bodies that are empty while others fill the memory, and grow later.
+        let late: Vec<_> = (0..100).map(|_| recorder.body("web").unwrap()).collect();
+        let many: Vec<_> = (0..100).map(|_| recorder.body("web").unwrap()).collect();
+        many.iter().chain(&late).for_each(|body| body.add(&vec![b'x'; LONGEST_BODY]));
+        let kept: usize = many.iter().chain(&late).map(|body| body.kept().0.len()).sum();
+        assert!(kept <= MOST_BYTES && kept > MOST_BYTES - 2 * LONGEST_BODY, "{kept}");
+        drop((many, late));
         assert_eq!(recorder.state.lock().unwrap().bytes, 0);
         recorder.record("web", Duration::ZERO);
         assert!(recorder.body("web").is_none());
