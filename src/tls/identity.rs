@@ -38,8 +38,16 @@ pub fn from_pem(chain: &[u8], key: &[u8], provider: &CryptoProvider) -> Result<C
     let text = String::from_utf8_lossy(key);
     let is_encrypted = text.contains("BEGIN ENCRYPTED PRIVATE KEY") || text.contains("Proc-Type: 4,ENCRYPTED");
     let none = if is_encrypted { IdentityError::Encrypted } else { IdentityError::NoKey };
-    let key = pem::blocks(key).into_iter().find_map(|block| private_key(&block.label, block.content)).ok_or(none)?;
-    let key = provider.key_provider.load_private_key(key).map_err(|_| IdentityError::UnsupportedKey)?;
+    // As in Go (`tls.X509KeyPair`), the first key counts, and its label says nothing about its encoding.
+    let is_key = |label: &str| label.ends_with("PRIVATE KEY") && label != "ENCRYPTED PRIVATE KEY";
+    let key = pem::blocks(key).into_iter().find(|block| is_key(&block.label)).ok_or(none)?.content;
+    let encodings: [PrivateKeyDer<'_>; 3] = [
+        PrivatePkcs1KeyDer::from(&*key).into(),
+        PrivatePkcs8KeyDer::from(&*key).into(),
+        PrivateSec1KeyDer::from(&*key).into(),
+    ];
+    let load = |key: PrivateKeyDer<'_>| provider.key_provider.load_private_key(key.clone_key()).ok();
+    let key = encodings.into_iter().find_map(load).ok_or(IdentityError::UnsupportedKey)?;
     // The SubjectPublicKeyInfo ends with the key's bits. There are two encodings of the part before.
     if key.public_key().is_some_and(|public| !public.as_ref().ends_with(leaf.key)) {
         return Err(IdentityError::Mismatch);
@@ -50,15 +58,6 @@ pub fn from_pem(chain: &[u8], key: &[u8], provider: &CryptoProvider) -> Result<C
 /// Returns the resolver that always presents this identity.
 pub fn resolver(identity: CertifiedKey) -> Arc<rustls::sign::SingleCertAndKey> {
     Arc::new(identity.into())
-}
-
-fn private_key(label: &str, der: Vec<u8>) -> Option<PrivateKeyDer<'static>> {
-    Some(match label {
-        "PRIVATE KEY" => PrivatePkcs8KeyDer::from(der).into(),
-        "RSA PRIVATE KEY" => PrivatePkcs1KeyDer::from(der).into(),
-        "EC PRIVATE KEY" => PrivateSec1KeyDer::from(der).into(),
-        _ => return None,
-    })
 }
 
 #[cfg(test)]
@@ -88,6 +87,22 @@ mod tests {
         let certificate = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap().pem();
         assert!(read(&certificate, &key.serialize_pem()).is_ok());
         assert_eq!(read(&certificate, KEY).unwrap_err(), IdentityError::Mismatch);
+    }
+
+    #[test]
+    fn a_label_says_nothing_about_the_encoding_of_a_key() {
+        let pkcs8 = |own: &str, label: &str| own.replace("PRIVATE KEY", label);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap().pem();
+        for label in ["RSA PRIVATE KEY", "EC PRIVATE KEY", "ED25519 PRIVATE KEY"] {
+            assert!(read(&certificate, &pkcs8(&key.serialize_pem(), label)).is_ok(), "PKCS#8 as {label}");
+        }
+        for label in ["PRIVATE KEY", "RSA PRIVATE KEY"] {
+            assert!(read(VERSION_1, &KEY.replace("EC PRIVATE KEY", label)).is_ok(), "SEC 1 as {label}");
+        }
+        // As in Go, the first key counts.
+        let both = format!("{KEY}{}", key.serialize_pem());
+        assert_eq!(read(&certificate, &both).unwrap_err(), IdentityError::Mismatch);
     }
 
     #[test]
