@@ -77,20 +77,25 @@ fn has_ended(pod: &Pod) -> bool {
 pub struct Containers {
     /// All names, including init and ephemeral containers: a sidecar may be one of these.
     pub all: Vec<String>,
-    /// Default container: the one in the pod's annotation, else the first, as in kubectl.
+    /// Default container: the one in the pod's annotation if there is such a container, else the first, as in kubectl.
     pub default: Option<Label>,
 }
 
 /// Returns the containers of a pod. `None`: the API server did not answer.
 pub async fn containers(cluster: &Cluster, namespace: &Namespace, name: &Subdomain) -> Option<Containers> {
-    const ANNOTATION: &str = "kubectl.kubernetes.io/default-container";
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
-    let pod = cluster.ask("looking up the pod", namespace, api.get(name)).await.ok()?;
+    containers_of(cluster.ask("looking up the pod", namespace, api.get(name)).await.ok()?)
+}
+
+fn containers_of(pod: Pod) -> Option<Containers> {
+    const ANNOTATION: &str = "kubectl.kubernetes.io/default-container";
     let spec = pod.spec?;
     let others = [spec.init_containers, spec.ephemeral_containers].into_iter().flatten().flatten();
     let all: Vec<String> = spec.containers.into_iter().chain(others).map(|container| container.name).collect();
-    let annotated = pod.metadata.annotations.and_then(|annotations| annotations.get(ANNOTATION)?.parse().ok());
-    Some(Containers { default: annotated.or_else(|| all.first()?.parse().ok()), all })
+    let annotated = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ANNOTATION));
+    // An image or a chart may have renamed the container, and kubectl goes on with the first one then.
+    let default = annotated.filter(|name| all.contains(name)).or_else(|| all.first());
+    Some(Containers { default: default.and_then(|name| name.parse().ok()), all })
 }
 
 /// Returns whether the pod accepts new connections: Running, Ready, not terminating.
@@ -216,6 +221,17 @@ mod tests {
             serde_json::json!({"phase": "Succeeded", "containerStatuses": containers(&["terminated"])})
         ));
         assert!(!runs(serde_json::json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}), with(&["running"])));
+    }
+
+    #[test]
+    fn the_annotation_for_the_default_container_counts_if_there_is_such_a_container() {
+        for (annotated, wanted) in [("sidecar", "sidecar"), ("renamed", "app"), ("", "app")] {
+            let containers = serde_json::json!([{"name": "app"}, {"name": "sidecar"}]);
+            let annotations = serde_json::json!({"kubectl.kubernetes.io/default-container": annotated});
+            let pod = serde_json::json!({"metadata": {"annotations": annotations}, "spec": {"containers": containers}});
+            let default = containers_of(self::pod(pod)).unwrap().default;
+            assert_eq!(default.as_deref(), Some(wanted), "{annotated:?}");
+        }
     }
 
     #[test]
