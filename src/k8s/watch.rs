@@ -35,8 +35,8 @@ const UNANSWERED: Duration = Duration::from_secs(10);
 /// Status for a version that is too old (RFC 9110, section 15.5.11: Gone).
 const GONE: u16 = 410;
 
-/// Follows `source` and calls `tell` after each change of the pods. Ends when it is dropped, or without the permission to
-/// watch. The known pods then stay, and failed connections show that a pod is gone.
+/// Follows `source` and calls `tell` after each change of the pods. Ends when it is dropped. Without the permission to
+/// watch, the known pods stay, failed connections show that a pod is gone, and it tries again after 30 s to 5 min.
 pub async fn follow(cluster: &Cluster, namespace: &Namespace, source: Source, tell: impl Fn(Reachable) + Sync) {
     match source {
         Source::Slices { service, slices, version, port } => {
@@ -207,7 +207,8 @@ async fn objects<K>(
                 if cluster.is_first(&format!("watch {} in {namespace}", K::plural(&()))) {
                     warn!(context = %cluster.context, %namespace, reason = status.message, "no permission to watch: pods are looked up for each new session");
                 }
-                return;
+                sleep(backoff.denied()).await;
+                continue;
             }
             Err(error) => debug!(context = %cluster.context, %error, "a watch ended"),
         }
