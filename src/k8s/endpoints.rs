@@ -100,12 +100,31 @@ pub struct InSlices {
     pub addresses: BTreeSet<(IpAddr, u16)>,
 }
 
-/// Returns the ready endpoints that have the port and are not terminating.
-pub fn in_slices<'s>(slices: impl IntoIterator<Item = &'s EndpointSlice>, port: &PodPort, namespace: &str) -> InSlices {
+/// Returns the ready endpoints that have the port and are not terminating. If there are none, returns those that still
+/// serve while they terminate, as kube-proxy does (KEP-1669).
+pub fn in_slices<'s>(
+    slices: impl IntoIterator<Item = &'s EndpointSlice, IntoIter: Clone>,
+    port: &PodPort,
+    namespace: &str,
+) -> InSlices {
+    let slices = slices.into_iter();
+    let ready = that_are(is_ready, slices.clone(), port, namespace);
+    if ready != InSlices::default() {
+        return ready;
+    }
+    that_are(serves_to_the_end, slices, port, namespace)
+}
+
+fn that_are<'s>(
+    wanted: fn(&Endpoint) -> bool,
+    slices: impl Iterator<Item = &'s EndpointSlice>,
+    port: &PodPort,
+    namespace: &str,
+) -> InSlices {
     let mut found = InSlices::default();
     for slice in slices {
         let Some(container_port) = port.in_slice(slice) else { continue };
-        for endpoint in slice.endpoints.iter().flatten().filter(|endpoint| is_ready(endpoint)) {
+        for endpoint in slice.endpoints.iter().flatten().filter(|endpoint| wanted(endpoint)) {
             match named_pod(endpoint.target_ref.as_ref(), namespace) {
                 Some((name, uid)) => found.pods.push(ReadyPod { name, uid, container_port }),
                 None => found.addresses.extend(
@@ -166,6 +185,14 @@ fn is_ready(endpoint: &Endpoint) -> bool {
         .is_none_or(|conditions| conditions.ready.unwrap_or(true) && !conditions.terminating.unwrap_or(false))
 }
 
+/// Returns whether an endpoint terminates and still passes its readiness probe.
+fn serves_to_the_end(endpoint: &Endpoint) -> bool {
+    let is_set = |condition: fn(&EndpointConditions) -> Option<bool>| {
+        endpoint.conditions.as_ref().and_then(condition).unwrap_or(false)
+    };
+    is_set(|conditions| conditions.serving) && is_set(|conditions| conditions.terminating)
+}
+
 /// Returns the name and UID of a target pod. A slice may contain anything, so an invalid pod name counts as none.
 fn named_pod(target: Option<&TargetRef>, namespace: &str) -> Option<(Subdomain, String)> {
     let target = target.filter(|target| {
@@ -222,7 +249,7 @@ pub fn as_slices(endpoints: Endpoints) -> Vec<EndpointSlice> {
     let of = |addresses: Option<Vec<EndpointAddress>>, ready: bool| {
         addresses.into_iter().flatten().map(move |address| Endpoint {
             addresses: vec![address.ip],
-            conditions: Some(EndpointConditions { ready: Some(ready), terminating: None }),
+            conditions: Some(EndpointConditions { ready: Some(ready), ..EndpointConditions::default() }),
             target_ref: address.target_ref,
         })
     };

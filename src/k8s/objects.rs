@@ -180,6 +180,7 @@ pub struct EndpointConditions {
     pub terminating: Option<bool>,
 }
 
+    pub serving: Option<bool>,
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct TargetRef {

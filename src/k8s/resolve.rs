@@ -179,7 +179,7 @@ fn port_called(spec: &ServiceSpec, name: &str) -> Option<ServicePort> {
 pub(super) async fn of_slices(
     cluster: &Cluster,
     namespace: &Namespace,
-    slices: impl IntoIterator<Item = &EndpointSlice>,
+    slices: impl IntoIterator<Item = &EndpointSlice, IntoIter: Clone>,
     port: &PodPort,
 ) -> Result<Reachable, ClusterError> {
     Lookup { cluster, client: &cluster.watches, namespace: namespace.clone() }.of_slices(slices, port).await
@@ -210,7 +210,7 @@ struct Lookup<'a> {
 impl Lookup<'_> {
     async fn of_slices(
         &self,
-        slices: impl IntoIterator<Item = &EndpointSlice>,
+        slices: impl IntoIterator<Item = &EndpointSlice, IntoIter: Clone>,
         port: &PodPort,
     ) -> Result<Reachable, ClusterError> {
         let InSlices { mut pods, addresses } = endpoints::in_slices(slices, port, &self.namespace);

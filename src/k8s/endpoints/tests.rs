@@ -47,7 +47,7 @@ fn slices_decide_which_pods_and_which_of_their_ports() {
     let of =
         |ports: &Value, endpoints: Value| slice(json!({"addressType": "IPv4", "ports": ports, "endpoints": endpoints}));
     let nothing: Found = (&[], &[]);
-    let cases: [Case; 15] = [
+    let cases: [Case; 18] = [
         (
             "ready",
             vec![of(&http, json!([ends(json!({"ready": true}), target("a"))]))],
@@ -68,9 +68,33 @@ fn slices_decide_which_pods_and_which_of_their_ports() {
         ),
         (
             "terminating",
-            vec![of(&http, json!([ends(json!({"ready": true, "serving": true, "terminating": true}), target("a"))]))],
+            vec![of(&http, json!([ends(json!({"ready": true, "serving": false, "terminating": true}), target("a"))]))],
             named_port(Some("http")),
             nothing,
+        ),
+        (
+            "terminating, and none is ready",
+            vec![of(&http, json!([ends(json!({"ready": false, "serving": true, "terminating": true}), target("a"))]))],
+            named_port(Some("http")),
+            (&["a:8080"], &[]),
+        ),
+        (
+            "terminating, and another one is ready",
+            vec![
+                of(&http, json!([ends(json!({"ready": false, "serving": true, "terminating": true}), target("a"))])),
+                of(&http, json!([ends(json!({"ready": true}), target("b"))])),
+            ],
+            named_port(Some("http")),
+            (&["b:8080"], &[]),
+        ),
+        (
+            "terminating, and the one that is ready has not the port",
+            vec![
+                of(&http, json!([ends(json!({"ready": false, "serving": true, "terminating": true}), target("a"))])),
+                of(&json!([{"name": "grpc", "port": 1}]), json!([ends(json!({"ready": true}), target("b"))])),
+            ],
+            named_port(Some("http")),
+            (&["a:8080"], &[]),
         ),
         (
             "another port",
