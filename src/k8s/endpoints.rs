@@ -206,14 +206,34 @@ fn named_pod(target: Option<&TargetRef>, namespace: &str) -> Option<(Subdomain, 
 /// declares the port is preferred.
 pub fn at_addresses(addresses: &BTreeSet<(IpAddr, u16)>, all: &[Pod]) -> Vec<ReadyPod> {
     let at = |(address, port): &(IpAddr, u16)| {
-        let declares = |pod: &Pod| pods::ports(pod).iter().any(|declared| declared.number == *port);
         let there = all.iter().filter(|pod| pods::runs(pod) && has_address(pod, *address));
-        there.min_by_key(|pod| (!declares(pod), pod.metadata.name.clone())).and_then(|pod| ReadyPod::of(pod, *port))
+        there
+            .min_by_key(|pod| (!declares(pod, *port), pod.metadata.name.clone()))
+            .and_then(|pod| ReadyPod::of(pod, *port))
     };
     addresses.iter().filter_map(at).collect()
 }
 
-fn has_address(pod: &Pod, address: IpAddr) -> bool {
+fn declares(pod: &Pod, port: u16) -> bool {
+    pods::ports(pod).iter().any(|declared| declared.number == port)
+}
+
+/// Returns whether the pod runs and has one of the addresses.
+pub fn is_at_any(addresses: &BTreeSet<(IpAddr, u16)>, pod: &Pod) -> bool {
+    pods::runs(pod) && addresses.iter().any(|(address, _)| has_address(pod, *address))
+}
+
+/// Returns whether no further pod can change the result of [`at_addresses`]: each address has a pod of its own, or one that
+/// declares the port.
+pub fn are_certain(addresses: &BTreeSet<(IpAddr, u16)>, candidates: &[Pod]) -> bool {
+    let is_alone = |pod: &Pod| !pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
+    addresses.iter().all(|(address, port)| {
+        candidates.iter().any(|pod| has_address(pod, *address) && (is_alone(pod) || declares(pod, *port)))
+    })
+}
+
+/// Returns whether a pod has the address, in any address family.
+pub fn has_address(pod: &Pod, address: IpAddr) -> bool {
     let Some(status) = &pod.status else { return false };
     let of_families = status.pod_ips.iter().flatten().map(|pod_ip| pod_ip.ip.as_str());
     of_families.chain(status.pod_ip.as_deref()).any(|text| text.parse() == Ok(address))

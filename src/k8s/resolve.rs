@@ -546,16 +546,18 @@ impl Lookup<'_> {
     /// Returns the running pods of the namespace at these addresses.
     async fn pods_at(&self, addresses: &BTreeSet<(IpAddr, u16)>) -> Result<Vec<ReadyPod>, ClusterError> {
         let mut params = ListParams::default().limit(PAGE);
-        let mut found = Vec::new();
+        let mut candidates = Vec::new();
         for _ in 0..MOST_PAGES {
             let page = self.list_pods(params.clone()).await?;
-            found.extend(endpoints::at_addresses(addresses, &page.items));
+            candidates.extend(page.items.into_iter().filter(|pod| endpoints::is_at_any(addresses, pod)));
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) if found.len() < addresses.len() => params = params.continue_token(&token),
+                Some(token) if !endpoints::are_certain(addresses, &candidates) => {
+                    params = params.continue_token(&token);
+                }
                 _ => break,
             }
         }
-        Ok(found)
+        Ok(endpoints::at_addresses(addresses, &candidates))
     }
 
     /// Logs once that adit works around a missing permission or answer.

@@ -175,6 +175,20 @@ fn a_pod_of_two_address_families_counts_once() {
 }
 
 #[test]
+fn a_search_for_addresses_ends_when_no_other_pod_can_be_preferred() {
+    let mut on_node = running("0-agent", "10.0.0.9", 9100, true);
+    on_node.spec.as_mut().unwrap().host_network = Some(true);
+    let (api, own) = (running("api", "10.0.0.9", 6443, true), running("own", "10.0.0.1", 80, true));
+    let at = |all: &[(&str, u16)], candidates: &[&Pod]| {
+        are_certain(&addresses(all), &candidates.iter().map(|pod| (*pod).clone()).collect::<Vec<_>>())
+    };
+    assert!(!at(&[("10.0.0.9", 6443)], &[&on_node]), "a pod of a later page may declare the port");
+    assert!(at(&[("10.0.0.9", 9100)], &[&on_node]) && at(&[("10.0.0.9", 6443)], &[&on_node, &api]));
+    assert!(at(&[("10.0.0.1", 1)], &[&own]) && !at(&[("10.0.0.1", 80), ("10.0.0.2", 80)], &[&own, &own]));
+    assert!(is_at_any(&addresses(&[("10.0.0.1", 80)]), &own) && !is_at_any(&addresses(&[("10.0.0.2", 80)]), &own));
+}
+
+#[test]
 fn what_runs_at_an_address_is_found() {
     let ended = pod(json!({"metadata": {"name": "0-job"}, "status": {"phase": "Succeeded", "podIP": "10.0.0.1"}}));
     let all = [
