@@ -125,6 +125,9 @@ pub struct ServiceSpec {
     /// `None` (the string) for a headless Service.
     #[serde(rename = "clusterIP")]
     pub cluster_ip: Option<String>,
+    /// One per address family.
+    #[serde(rename = "clusterIPs")]
+    pub cluster_ips: Option<Vec<String>>,
     pub publish_not_ready_addresses: Option<bool>,
     /// `None` (the string) or `ClientIP`.
     pub session_affinity: Option<String>,
@@ -177,10 +180,10 @@ pub struct Endpoint {
 #[serde(default)]
 pub struct EndpointConditions {
     pub ready: Option<bool>,
+    pub serving: Option<bool>,
     pub terminating: Option<bool>,
 }
 
-    pub serving: Option<bool>,
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct TargetRef {

@@ -2,6 +2,7 @@
 
 use std::{io::ErrorKind, net::SocketAddr, process::Command};
 
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -194,6 +195,20 @@ async fn cluster_ips_and_addresses_of_pods_are_reached() {
         let answer =
             get(connect(app.http, None, host, port).await.unwrap_or_else(|code| panic!("{host}: {code}"))).await;
         assert!(answer.contains("200 OK") && answer.contains(body), "{host}: {answer}");
+    }
+    // The second address family of a dual-stack cluster, which no field selector knows.
+    for (kind, name, path, addresses) in [
+        ("services", "web", "/spec", json!({"clusterIPs": [of_service, "fd00::a"]})),
+        ("pods", "web-6d5f-b2", "/status", json!({"podIPs": [{"ip": of_pod}, {"ip": "fd00::b"}]})),
+    ] {
+        let mut object = (*app.demo.world().get(kind, "shop", name).unwrap()).clone();
+        object.pointer_mut(path).unwrap().as_object_mut().unwrap().extend(addresses.as_object().unwrap().clone());
+        app.demo.world().put(kind, object);
+    }
+    for (host, port) in [("fd00::a", 80), ("fd00::b", 8080)] {
+        let answer =
+            get(connect(app.http, None, host, port).await.unwrap_or_else(|code| panic!("{host}: {code}"))).await;
+        assert!(answer.contains("200 OK"), "{host}: {answer}");
     }
     // The address in binary form.
     let four: std::net::Ipv4Addr = of_service.parse().unwrap();
