@@ -51,7 +51,7 @@ codes! {
     SigningIn "signing-in" "503" "A credential plugin runs; for browsers, the page shows its output and reloads.";
     Unreachable "unreachable" "502" "The API server cannot be reached: VPN, proxy, stopped cluster.";
     TimedOut "timeout" "502, 504" "The API server or the pod does not answer in time: `adit doctor` says which.";
-    Forbidden "forbidden" "502" "The user lacks a permission; the message names it, and `adit doctor --rbac` prints the Role.";
+    Forbidden "forbidden" "502" "The user lacks a permission; the message names it, and `adit doctor --rbac` prints the Role. Or a policy of the cluster forbids it; the message is that of the policy.";
     NotFound "not-found" "404" "There is no such Service, pod or namespace; the hint has similar names.";
     ChoosePort "choose-port" "404" "The Service has several ports; the page has them as links.";
     NoSuchPort "no-such-port" "404" "The Service does not have this port; the page has its ports as links.";

@@ -167,7 +167,7 @@ fn reply(error: &ForwardError) -> Reply {
         OpenError::Stream(StreamFault::Refused { .. }) => Reply::Refused,
         OpenError::Stream(StreamFault::Jump { .. }) => Reply::HostUnreachable,
         OpenError::Cluster(error) => match error {
-            ClusterError::Forbidden { .. } => Reply::NotAllowed,
+            ClusterError::Forbidden { .. } | ClusterError::Policy { .. } => Reply::NotAllowed,
             ClusterError::Kubeconfig { .. }
             | ClusterError::Credentials { .. }
             | ClusterError::Unreachable { .. }

@@ -73,6 +73,9 @@ pub enum ClusterError {
         context: ContextName,
         hint: Box<str>,
     },
+    /// 403 for another reason than a missing permission: an admission webhook or a ValidatingAdmissionPolicy.
+    #[error("a policy of the cluster of context {context} forbids it: {reason}")]
+    Policy { context: ContextName, reason: String },
     /// DNS, TCP or TLS to the API server failed.
     #[error("cannot reach the API server of context {context} at {server}")]
     Unreachable { context: ContextName, server: String, reason: String, hint: String },
@@ -114,7 +117,7 @@ impl ClusterError {
             Self::UnknownContext { .. } => ErrorCode::UnknownContext,
             Self::Kubeconfig { .. } => ErrorCode::Kubeconfig,
             Self::Credentials { .. } => ErrorCode::Credentials,
-            Self::Forbidden { .. } => ErrorCode::Forbidden,
+            Self::Forbidden { .. } | Self::Policy { .. } => ErrorCode::Forbidden,
             Self::Unreachable { .. } => ErrorCode::Unreachable,
             Self::TimedOut { .. } => ErrorCode::TimedOut,
             Self::Unavailable { .. } => ErrorCode::Unavailable,
@@ -130,7 +133,7 @@ impl ClusterError {
 
     /// Returns whether the API server, or a gateway in front of it, has refused only this request.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Forbidden { .. } | Self::Unavailable { .. } | Self::Protocol { .. })
+        matches!(self, Self::Forbidden { .. } | Self::Policy { .. } | Self::Unavailable { .. } | Self::Protocol { .. })
     }
 
     /// Returns the second line of the error, if there is one.
@@ -172,7 +175,7 @@ impl ClusterError {
             Self::NotServed { .. } => {
                 Some("go through a pod on another node: 'via' of a route, or tcp.k8s.jump".to_owned())
             }
-            Self::Kubeconfig { .. } | Self::Protocol { .. } => None,
+            Self::Kubeconfig { .. } | Self::Protocol { .. } | Self::Policy { .. } => None,
         }
     }
 }

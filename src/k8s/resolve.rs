@@ -462,7 +462,7 @@ impl Lookup<'_> {
             }
             (Err(_), Some(unread)) => Err(unread),
             (Err(AskError::Failed(error)), None)
-                if !matches!(error, ClusterError::Forbidden { .. } | ClusterError::Protocol { .. }) =>
+                if !error.is_refusal() || matches!(error, ClusterError::Unavailable { .. }) =>
             {
                 Err(error)
             }

@@ -306,6 +306,9 @@ impl Act<'_> {
                     context,
                 }
             }
+            Failure::Refused(_, refusal) if refusal.status == 403 => {
+                self.cluster.forbidden(&refusal.message, self.namespace)
+            }
             Failure::Refused(_, Refusal { status, message, retry_after, .. }) => {
                 match self.cluster.refusal(status, &message, self.namespace) {
                     ClusterError::Unavailable { context, reason, hint, .. } => {

@@ -50,9 +50,12 @@ pub async fn kube(cluster: &Cluster) -> Result<Kube, CliError> {
     match asked {
         // A user without permission for the version may still be allowed to read Services.
         Ok(_)
-        | Err(AskError::NotFound | AskError::Failed(ClusterError::Forbidden { .. } | ClusterError::Protocol { .. })) => {
-            Ok(Kube::new(cluster.client.clone()))
-        }
+        | Err(
+            AskError::NotFound
+            | AskError::Failed(
+                ClusterError::Forbidden { .. } | ClusterError::Policy { .. } | ClusterError::Protocol { .. },
+            ),
+        ) => Ok(Kube::new(cluster.client.clone())),
         Err(AskError::Failed(error)) => Err(error.into()),
     }
 }

@@ -26,7 +26,7 @@ use crate::{
     journal::Kind,
     metrics::Metrics,
     routing::{Router, SharedRouter},
-    tunnel::{ClusterError, OpenError},
+    tunnel::OpenError,
     wire::{
         connect::{self, Malformed},
         http1::{self, Refusal},
@@ -129,7 +129,7 @@ fn page(error: &ForwardError, host: &str, router: &Router) -> Page {
         ForwardError::Open(route, error) => {
             let page = pages::unopened(error, host, route);
             // Clients show only the status: it must distinguish a denied request from a failure.
-            let is_denied = matches!(error, OpenError::Cluster(ClusterError::Forbidden { .. }));
+            let is_denied = error.code() == ErrorCode::Forbidden;
             Page { status: if is_denied { StatusCode::FORBIDDEN } else { page.status }, ..page }
         }
         ForwardError::ReadOnly(rule) => {

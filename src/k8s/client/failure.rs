@@ -18,6 +18,10 @@ impl Cluster {
     pub(super) fn translate(&self, namespaces: Namespaces, error: kube::Error) -> ClusterError {
         let context = self.context.clone();
         match error {
+            // kube gives another reason to answers that are not a Status.
+            kube::Error::Api(status) if status.code == 403 && status.reason == "Forbidden" => {
+                self.forbidden(&status.message, namespaces)
+            }
             kube::Error::Api(status) => self.refusal(status.code, &status.message, namespaces),
             kube::Error::Service(error) => match error.downcast::<NotSignedIn>() {
                 Ok(error) => self.not_signed_in(error.0),
@@ -31,6 +35,14 @@ impl Cluster {
                 let reason = format!("it is not that of a Kubernetes API server ({other})");
                 ClusterError::Protocol { context, reason }
             }
+        }
+    }
+
+    /// Translates a 403 of an API server.
+    pub fn forbidden(&self, message: &str, namespaces: impl Into<Namespaces>) -> ClusterError {
+        match self.refusal(403, message, namespaces) {
+            ClusterError::Protocol { context, .. } => ClusterError::Policy { context, reason: shown(message) },
+            error => error,
         }
     }
 

@@ -206,6 +206,8 @@ impl Refusal {
     pub fn verdict(&self) -> Verdict {
         let is_of_kubernetes = match self.status {
             404 => self.is_of_kubernetes(),
+            // The page of a gateway may have any word in it.
+            403 => self.is_status || self.has_audit_id,
             // A Retry-After is a deliberate answer to this request.
             _ => self.is_status || self.has_audit_id || self.is_of_kubernetes() || self.retry_after.is_some(),
         };
@@ -271,6 +273,15 @@ mod tests {
             let busy = Refusal::of(StatusCode::from_u16(code).unwrap(), &busy, b"", SystemTime::UNIX_EPOCH);
             assert_eq!(busy.verdict(), Verdict::Final, "{code}");
         }
+    }
+
+    #[test]
+    fn a_policy_forbids_every_transport_and_a_gateway_only_one() {
+        let denied = r#"{"kind": "Status", "message": "admission webhook \"no.test\" denied the request: not here"}"#;
+        assert_eq!(refusal(403, denied).verdict(), Verdict::Final);
+        assert_eq!(refusal(403, "<html>Forbidden for this pod</html>").verdict(), Verdict::Refused);
+        let rbac = r#"{"kind": "Status", "message": "pods \"a\" is forbidden: User \"ana\" cannot get resource"}"#;
+        assert_eq!(refusal(403, rbac).verdict(), Verdict::Denied);
     }
 
     #[test]
