@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
-    time::sleep,
+    time::{interval, sleep},
 };
 use tracing::{debug, info, warn};
 
@@ -30,6 +30,10 @@ use crate::{
 
 /// Interval between two attempts to bind a port that another program uses.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+
+/// Interval between looks at the certificates and keys that the kubeconfigs in use name. Other programs renew them in
+/// place, and kubectl reads them at each start.
+const LOOK_AT_FILES: Duration = Duration::from_secs(60);
 
 /// Interval between two attempts to apply a configuration whose addresses are not free.
 const APPLY_AGAIN: Duration = Duration::from_secs(5);
@@ -112,6 +116,7 @@ impl Running {
         let mut watched = self.kubeconfigs();
         drain.spawn(files::touched(watched.clone(), touched_tx));
         let mut is_followed = self.app.file.is_some();
+        let mut look_at_files = interval(LOOK_AT_FILES);
         loop {
             tokio::select! {
                 changed = changes.changed(), if is_followed => match changed {
@@ -132,7 +137,9 @@ impl Running {
                 Some(()) = touched.recv() => {
                     info!("kubeconfig changed");
                     self.reroute(self.router.load().config.clone());
+                    self.refresh(drain);
                 }
+                _ = look_at_files.tick() => self.refresh(drain),
                 () = sleep(APPLY_AGAIN), if self.refused.is_some() => {
                     if let Some((config, asked_for)) = self.refused.take() {
                         self.reload(config, asked_for, true).await;
@@ -154,6 +161,13 @@ impl Running {
                 drain.spawn(files::touched(watched.clone(), touched_tx));
             }
         }
+    }
+
+    /// Retires the sessions to clusters that their contexts do not lead to any more. In a task of its own, because a file
+    /// system may hang.
+    fn refresh(&self, drain: &Drain) {
+        let clusters = self.clusters.clone();
+        drain.spawn(async move { clusters.refresh().await });
     }
 
     fn kubeconfigs(&self) -> Vec<PathBuf> {

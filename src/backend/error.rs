@@ -3,6 +3,7 @@
 use std::{io, slice, time::Duration};
 
 use crate::{
+    config::ContextName,
     error_code::ErrorCode,
     k8s::{ClusterError, ServicePort},
 };
@@ -127,6 +128,9 @@ pub enum CloseReason {
     /// The client of the relay is gone.
     #[error("the client is gone")]
     ClientGone,
+    /// The kubeconfig has changed.
+    #[error("context {context} has another cluster or user now")]
+    Replaced { context: ContextName },
 }
 
 impl From<CloseReason> for StreamFault {
@@ -134,7 +138,9 @@ impl From<CloseReason> for StreamFault {
         match reason {
             CloseReason::PodGone { detail } => Self::PodGone { detail },
             CloseReason::Lost { detail } => Self::Lost { detail },
-            CloseReason::Command { .. } | CloseReason::ClientGone => Self::Other { detail: reason.to_string() },
+            CloseReason::Command { .. } | CloseReason::ClientGone | CloseReason::Replaced { .. } => {
+                Self::Other { detail: reason.to_string() }
+            }
         }
     }
 }

@@ -321,12 +321,18 @@ impl Session for JumpSession {
     fn closed(&self) -> BoxFuture<'_, CloseReason> {
         let mut closed = self.closed.subscribe();
         Box::pin(async move {
-            match closed.wait_for(Option::is_some).await.as_deref() {
-                Ok(Some(reason)) => reason.clone(),
-                _ => CloseReason::Lost { detail: "the session ended".to_owned() },
+            let closed = closed.wait_for(Option::is_some);
+            match self.way.cluster.replaced().run_until_cancelled(closed).await.as_ref().map(Result::as_deref) {
+                Some(Ok(Some(reason))) => reason.clone(),
+                Some(_) => CloseReason::Lost { detail: "the session ended".to_owned() },
+                None => self.replaced(),
             }
         })
     }
+    fn replaced(&self) -> CloseReason {
+        CloseReason::Replaced { context: self.way.cluster.context.clone() }
+    }
+
 
     fn endpoint(&self) -> &Endpoint {
         &self.endpoint

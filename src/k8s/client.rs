@@ -21,16 +21,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures::future::join_all;
 use http::{HeaderValue, Uri, header::PROXY_AUTHORIZATION};
 use kube::client::{Body, ClientBuilder, ConfigExt};
 use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use tokio::{
-    sync::OnceCell,
     task::spawn_blocking,
     time::{Instant, timeout, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
-use tracing::debug;
+use tracing::{debug, info};
 
 pub use self::failure::printable;
 use self::{
@@ -78,16 +79,11 @@ pub struct Clusters {
 
 struct Entry {
     files: Fingerprint,
-    cluster: Arc<OnceCell<Arc<Cluster>>>,
+    cluster: Arc<Cluster>,
 }
 
-/// Result of a check of files.
-struct Read {
-    /// Entries whose files have changed.
-    changed: Vec<(ClusterId, Fingerprint)>,
-    /// `None`: the cached cluster is current.
-    loaded: Option<Result<(Fingerprint, Access), ClusterError>>,
-}
+/// Files that were read, and their content.
+type Loaded = Result<(Fingerprint, Access), ClusterError>;
 
 /// Returns the error for a context whose files are not read in time.
 fn hangs(id: &ClusterId) -> ClusterError {
@@ -129,6 +125,9 @@ pub struct Cluster {
     user: User,
     transports: Arc<Transports>,
     pub(super) contact: Contact,
+    /// That of the [`Access`].
+    digest: u64,
+    replaced: CancellationToken,
 }
 
 /// State of a cluster, as seen by its last requests.
@@ -167,73 +166,84 @@ impl Clusters {
     }
 
     /// Returns the cluster. Loads it at its first use, and again when its kubeconfig files, or their certificates and
-    /// keys, have changed. Never starts a sign-in; requests do.
+    /// keys, have changed. If they have another cluster or user for the context, retires the one before. Never starts a
+    /// sign-in; requests do.
     ///
     /// # Errors
     /// Fails if the context cannot be used, or if its files are not read within [`READ_TIMEOUT`] because a file system
     /// hangs. A cluster that was loaded before stays in use.
     pub async fn get(&self, id: &ClusterId) -> Result<Arc<Cluster>, ClusterError> {
-        let (known, present) = {
+        let present = {
             let made = self.made.lock().expect("no panic while the lock is held");
-            let beside = made.iter().filter(|(other, _)| other.kubeconfig == id.kubeconfig);
-            let known: Vec<_> = beside.map(|(other, entry)| (other.clone(), entry.files.clone())).collect();
-            (known, made.get(id).and_then(|entry| entry.cluster.get().cloned()))
+            made.get(id).map(|entry| (entry.files.clone(), entry.cluster.clone()))
         };
-        let Read { changed, loaded } = match (self.read(id, known, present.is_some()).await, present.clone()) {
-            (Ok(read), _) => read,
+        let (known, cluster) = present.unzip();
+        // Loaded before an entry is added: made-up context names in hostnames must not fill the map.
+        let (files, access) = match (self.read(id, known).await, cluster) {
+            (Ok(Some(loaded)), _) => loaded?,
             // What was read before stays in use.
-            (Err(_), Some(cluster)) => return Ok(cluster),
+            (Ok(None) | Err(_), Some(cluster)) => return Ok(cluster),
+            (Ok(None), None) => return Err(hangs(id)),
             (Err(hangs), None) => return Err(hangs),
         };
-        let (cluster, access) = {
-            let mut made = self.made.lock().expect("no panic while the lock is held");
-            for (other, files) in changed {
-                if made.get(&other).is_some_and(|entry| entry.files == files) {
-                    made.remove(&other);
-                }
-            }
-            let (files, access) = match (loaded, present) {
-                // Loaded before the entry is added: made-up context names in hostnames must not fill the map.
-                (Some(loaded), _) => loaded?,
-                (None, Some(cluster)) => return Ok(cluster),
-                (None, None) => return Err(hangs(id)),
-            };
-            let entry = made.entry(id.clone()).or_insert_with(|| Entry { files, cluster: Arc::default() });
-            (entry.cluster.clone(), access)
+        let keep = |made: &mut HashMap<ClusterId, Entry>, digest: u64| {
+            let entry = made.get_mut(id).filter(|entry| entry.cluster.digest == digest)?;
+            entry.files = files.clone();
+            Some(entry.cluster.clone())
         };
-        let make = || async { Cluster::make(id, access, &self.sign_ins).map(Arc::new) };
-        cluster.get_or_try_init(make).await.cloned()
+        let digest = access.digest;
+        if let Some(kept) = keep(&mut self.made.lock().expect("no panic while the lock is held"), digest) {
+            return Ok(kept);
+        }
+        let cluster = Arc::new(Cluster::make(id, access, &self.sign_ins)?);
+        let mut made = self.made.lock().expect("no panic while the lock is held");
+        // Another caller may have been faster.
+        if let Some(kept) = keep(&mut made, digest) {
+            return Ok(kept);
+        }
+        if let Some(before) = made.insert(id.clone(), Entry { files, cluster: cluster.clone() }) {
+            info!(context = %id.context, "the context has another cluster or user now");
+            before.cluster.replaced.cancel();
+        }
+        Ok(cluster)
     }
 
-    /// Checks the files of `known`. Loads the context unless it `is_made` and the files have not changed. Runs on another
-    /// thread, so that a hanging file system does not block other tasks.
+    /// Reads the files of the clusters in use again if they have changed, and retires the clusters that their contexts do
+    /// not lead to any more.
+    pub async fn refresh(&self) {
+        let ids: Vec<_> = self.made.lock().expect("no panic while the lock is held").keys().cloned().collect();
+        join_all(ids.iter().map(|id| async {
+            if let Err(error) = self.get(id).await {
+                debug!(context = %id.context, %error, "the context cannot be used now");
+            }
+        }))
+        .await;
+    }
+
+    /// Loads the context, unless the files of `known` are current. Runs on another thread, so that a hanging file system
+    /// does not block other tasks.
     ///
     /// # Errors
     /// Fails after [`READ_TIMEOUT`] or [`CHECK_TIMEOUT`], or at once if an earlier read of the context still hangs.
-    async fn read(
-        &self,
-        id: &ClusterId,
-        known: Vec<(ClusterId, Fingerprint)>,
-        is_made: bool,
-    ) -> Result<Read, ClusterError> {
+    async fn read(&self, id: &ClusterId, known: Option<Fingerprint>) -> Result<Option<Loaded>, ClusterError> {
         if self.hung.lock().expect("no panic while the lock is held").contains(id) {
             return Err(hangs(id));
         }
+        let limit = if known.is_some() { CHECK_TIMEOUT } else { READ_TIMEOUT };
         let (id, files, exec_path, hung) = (id.clone(), self.files.clone(), self.exec_path(), self.hung.clone());
         let (wanted, has_ended) = (id.clone(), Arc::new(AtomicBool::new(false)));
         let ended = has_ended.clone();
         let reading = spawn_blocking(move || {
             let now = Fingerprint::of(&wanted.kubeconfig.0);
-            let changed: Vec<_> = known.into_iter().filter(|(_, files)| !files.is_current()).collect();
-            let is_current = is_made && changed.iter().all(|(other, _)| *other != wanted);
+            let is_current = known.is_some_and(|known| known.is_current());
             let load = || kubeconfig::load(&wanted, &files, &exec_path);
             let loaded = (!is_current).then(|| load().map(|access| (now.and(access.files.clone()), access)));
             let mut hung = hung.lock().expect("no panic while the lock is held");
             hung.remove(&wanted);
             ended.store(true, Ordering::Relaxed);
-            Read { changed, loaded }
+            loaded
         });
-        match timeout(if is_made { CHECK_TIMEOUT } else { READ_TIMEOUT }, reading).await {
+        match timeout(limit, reading).await {
             Ok(read) => Ok(read.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))),
             Err(_) => {
                 let mut hung = self.hung.lock().expect("no panic while the lock is held");
@@ -258,13 +268,13 @@ impl Clusters {
     /// Returns the sign-in that requests to a cluster wait for. `None`: its credentials need no sign-in.
     pub fn sign_in(&self, id: &ClusterId) -> Option<Report> {
         let made = self.made.lock().expect("no panic while the lock is held");
-        made.get(id)?.cluster.get()?.user.sign_in().map(|sign_in| sign_in.report())
+        made.get(id)?.cluster.user.sign_in().map(|sign_in| sign_in.report())
     }
 
     /// Returns the state of a cluster. `None`: it was not used yet.
     pub fn health(&self, id: &ClusterId) -> Option<Health> {
         let made = self.made.lock().expect("no panic while the lock is held");
-        let cluster = made.get(id)?.cluster.get()?;
+        let cluster = &made.get(id)?.cluster;
         let sign_in = cluster.user.sign_in();
         Some(Health {
             lost_since: cluster.contact.lost_since(),
@@ -283,7 +293,7 @@ impl Cluster {
     fn make(id: &ClusterId, access: Access, sign_ins: &SignIns) -> Result<Self, ClusterError> {
         let context = id.context.clone();
         let unusable = |reason: String| ClusterError::Kubeconfig { reason: format!("context {context}: {reason}") };
-        let Access { config, bundle, login, user, headers, files: _ } = access;
+        let Access { config, bundle, login, user, headers, files: _, digest } = access;
         let tls = tls_config(&config, bundle)
             .map_err(|error| unusable(format!("the CA bundle of the system cannot be used: {}", reasons(&error))))?;
         let dialer = Dialer::new(config.proxy_url.as_ref(), &tls).map_err(unusable)?;
@@ -339,7 +349,14 @@ impl Cluster {
             contact,
             kubectl: kubectl(id),
             context,
+            digest,
+            replaced: CancellationToken::new(),
         })
+    }
+
+    /// Cancelled once the context leads to another cluster or user: new streams need a new session.
+    pub fn replaced(&self) -> &CancellationToken {
+        &self.replaced
     }
 
     /// Returns the start of a kubectl command for this context, quoted for any shell.
@@ -499,6 +516,64 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &clusters.get(&id).await.unwrap()));
         fs::write(&bundle, ca() + &ca()).unwrap();
         assert!(!Arc::ptr_eq(&first, &clusters.get(&id).await.unwrap()));
+    }
+
+    #[tokio::test]
+    async fn a_cluster_is_replaced_when_its_own_settings_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        let id =
+            ClusterId { kubeconfig: Arc::new(KubeconfigPaths(vec![path.clone()])), context: "one".parse().unwrap() };
+        let write = |server: &str, token: &str, current: &str| {
+            let kubeconfig = json!({
+                "clusters": [{"name": "c", "cluster": {"server": server}}],
+                "users": [{"name": "u", "user": {"token": token}}],
+                "contexts": [{"name": "one", "context": {"cluster": "c", "user": "u"}}],
+                "current-context": current,
+            });
+            fs::write(&path, kubeconfig.to_string()).unwrap();
+        };
+        let clusters = Clusters::new(&[]);
+        write("https://127.0.0.1:1", "a", "");
+        let first = clusters.get(&id).await.unwrap();
+        write("https://127.0.0.1:1", "a", "another");
+        clusters.refresh().await;
+        assert!(!first.replaced().is_cancelled() && Arc::ptr_eq(&first, &clusters.get(&id).await.unwrap()));
+        // A file that is broken, or without the context for a moment, changes nothing yet.
+        fs::write(&path, "{}").unwrap();
+        clusters.refresh().await;
+        assert!(!first.replaced().is_cancelled() && clusters.get(&id).await.is_err());
+        write("https://127.0.0.1:1", "rotated", "");
+        clusters.refresh().await;
+        assert!(first.replaced().is_cancelled());
+        let second = clusters.get(&id).await.unwrap();
+        write("https://127.0.0.1:22", "rotated", "");
+        assert!(!Arc::ptr_eq(&second, &clusters.get(&id).await.unwrap()) && second.replaced().is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn files_of_a_context_that_was_loaded_and_hang_hold_up_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, bundle) = (folder.path().join("config"), folder.path().join("ca.crt"));
+        let kubeconfig = json!({
+            "clusters": [
+                {"name": "c", "cluster": {"server": "https://127.0.0.1:1"}},
+                {"name": "d", "cluster": {"server": "https://127.0.0.1:1", "certificate-authority": "ca.crt"}},
+            ],
+            "contexts": [{"name": "one", "context": {"cluster": "c"}}, {"name": "two", "context": {"cluster": "d"}}],
+        });
+        fs::write(&path, kubeconfig.to_string()).unwrap();
+        let ca = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem();
+        fs::write(&bundle, ca).unwrap();
+        let kubeconfig = Arc::new(KubeconfigPaths(vec![path]));
+        let id = |context: &str| ClusterId { kubeconfig: kubeconfig.clone(), context: context.parse().unwrap() };
+        let clusters = Clusters::new(&[]);
+        clusters.get(&id("two")).await.unwrap();
+        let known = clusters.made.lock().unwrap()[&id("two")].files.clone();
+        fs::remove_file(&bundle).unwrap();
+        clusters.get(&id("one")).await.unwrap();
+        let made = clusters.made.lock().unwrap();
+        assert!(made[&id("two")].files == known, "only the files of the wanted context are looked at");
     }
 
     #[tokio::test]

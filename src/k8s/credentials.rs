@@ -6,7 +6,9 @@ pub mod oidc;
 pub mod token_file;
 
 use std::{
-    fmt, io,
+    fmt,
+    hash::{Hash, Hasher},
+    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -20,7 +22,7 @@ use http::{
     header::{AUTHORIZATION, InvalidHeaderValue},
 };
 use jiff::Timestamp;
-use rustls::sign::CertifiedKey;
+use rustls::{pki_types::CertificateDer, sign::CertifiedKey};
 
 use self::{exec::Plugin, oidc::Oidc, token_file::TokenFile};
 use super::sign_in::{Failure, SignIn, SignIns};
@@ -90,6 +92,17 @@ impl Credential {
     }
 }
 
+impl Hash for Credential {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.header, chain(self.identity.as_ref())).hash(state);
+    }
+}
+
+/// Returns the certificates of an identity.
+fn chain(identity: Option<&Arc<CertifiedKey>>) -> Option<&[CertificateDer<'static>]> {
+    identity.map(|identity| &*identity.cert)
+}
+
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credential").field("expires", &self.expires).finish_non_exhaustive()
@@ -131,6 +144,17 @@ pub enum Login {
     Oidc(Box<Oidc>),
 }
 
+impl Hash for Login {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Self::Fixed(credential) => credential.hash(state),
+            Self::TokenFile(file) => file.hash(state),
+            Self::Plugin(plugin) => plugin.identity().hash(state),
+            Self::Oidc(oidc) => oidc.identity().hash(state),
+        }
+    }
+}
+
 impl Login {
     /// Returns the source of the credential. `user`: its name for messages.
     pub fn method(self, user: &str, sign_ins: &SignIns) -> Method {
@@ -138,7 +162,7 @@ impl Login {
             Self::Fixed(credential) => Method::Fixed(Arc::new(credential)),
             Self::TokenFile(file) => Method::TokenFile(file),
             Self::Plugin(plugin) => Method::SignIn(sign_ins.get(&plugin.identity(), user, || plugin)),
-            Self::Oidc(oidc) => Method::SignIn(sign_ins.get(&oidc.identity(), user, || oidc)),
+            Self::Oidc(oidc) => Method::SignIn(sign_ins.get(&oidc.identity().to_owned(), user, || oidc)),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Tunnels under faults: pods that come and go, nodes that hang, and gateways.
 
 use std::{
+    fs,
     net::{SocketAddr, TcpListener},
     sync::{
         Arc,
@@ -15,7 +16,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::support::{PATIENCE, TestApp, echoes, eventually};
+use crate::support::{PATIENCE, TestApp, echoes, eventually, start_demo};
 
 /// Starts adit with a TCP route to a port of `tools`, and returns the route's address.
 async fn app(port: u16) -> (TestApp, SocketAddr) {
@@ -170,6 +171,43 @@ async fn streams_on_a_terminating_pod_live_until_they_end() {
     let ((status, body), ()) = tokio::join!(asked, ready_again);
     assert_eq!(status, 200, "who comes while no pod is ready waits for one: {body}");
     while !seen.windows(7).any(|part| part == b"data: 2") {
+        assert!(timeout(PATIENCE, stream.read_buf(&mut seen)).await.unwrap().unwrap() > 0);
+    }
+    drop(stream);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_context_that_has_another_cluster_is_followed_and_open_streams_stay() {
+    let (app, second) = (TestApp::start("").await, start_demo().await);
+    assert_eq!(app.get("web.shop.localhost", "/whoami").await.0, 200);
+    let mut stream = TcpStream::connect(app.http).await.unwrap();
+    stream.write_all(b"GET /sse HTTP/1.1\r\nHost: web.shop.localhost\r\n\r\n").await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.windows(7).any(|part| part == b"data: 0") {
+        assert!(timeout(PATIENCE, stream.read_buf(&mut seen)).await.unwrap().unwrap() > 0);
+    }
+    let path = app.demo.kubeconfig();
+    let first = fs::read_to_string(&path).unwrap();
+    // Another current context changes nothing for the tunnels of this one.
+    fs::write(&path, first.replace("current-context: demo\n", "current-context: demo # as before\n")).unwrap();
+    sleep(Duration::from_secs(2)).await;
+    let before = app.demo.faults().streams_seen();
+    assert_eq!(app.get("web.shop.localhost", "/whoami").await.0, 200);
+    assert_eq!((app.demo.faults().streams_seen(), second.faults().streams_seen()), (before + 1, 0));
+    let dialled = app.demo.faults().upgrades_seen();
+
+    // As k3d and k3s do: no context for a moment, and then another cluster by the same name.
+    fs::write(&path, "apiVersion: v1\nkind: Config\n").unwrap();
+    sleep(Duration::from_secs(1)).await;
+    fs::copy(second.kubeconfig(), &path).unwrap();
+    eventually("the second cluster answers", || async {
+        app.get("web.shop.localhost", "/whoami").await;
+        second.faults().streams_seen() > 0
+    })
+    .await;
+    assert_eq!(app.demo.faults().upgrades_seen(), dialled);
+    while !seen.windows(7).any(|part| part == b"data: 4") {
         assert!(timeout(PATIENCE, stream.read_buf(&mut seen)).await.unwrap().unwrap() > 0);
     }
     drop(stream);

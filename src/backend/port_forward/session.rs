@@ -95,7 +95,9 @@ impl TargetSession {
         let follow = tokio::spawn(async move {
             let told = following.clone();
             let tell = |reachable| told.change_to(reachable);
-            follow(&following.cluster, &following.namespace, source, tell).await;
+            let cluster = &following.cluster;
+            // Without new streams, the list of pods has no use.
+            cluster.replaced().run_until_cancelled(follow(cluster, &following.namespace, source, tell)).await;
         });
         let shrinking = Arc::downgrade(&shared);
         let shrink = tokio::spawn(async move {
@@ -111,6 +113,9 @@ impl TargetSession {
     /// `wanted`: the pod to try first.
     async fn open_stream(&self, wanted: Option<&str>) -> Result<(BoxedIo, Placement), ConnectError> {
         let started = Instant::now();
+        if self.shared.cluster.replaced().is_cancelled() {
+            return Err(ConnectError::Over(self.shared.replaced()));
+        }
         let mut tried: Vec<Arc<PodPool>> = Vec::new();
         let mut last = None;
         loop {
@@ -167,6 +172,10 @@ impl Shared {
             if !stays {
                 info!(pod = &*pool.pod().name, "takes no new streams: terminating, not ready, or gone");
                 pool.leave();
+    fn replaced(&self) -> CloseReason {
+        CloseReason::Replaced { context: self.cluster.context.clone() }
+    }
+
             }
             stays
         });
@@ -250,9 +259,11 @@ impl Session for TargetSession {
     fn closed(&self) -> BoxFuture<'_, CloseReason> {
         let mut closed = self.shared.closed.subscribe();
         Box::pin(async move {
-            match closed.wait_for(Option::is_some).await.as_deref() {
-                Ok(Some(reason)) => reason.clone(),
-                _ => CloseReason::Lost { detail: "the session ended".to_owned() },
+            let closed = closed.wait_for(Option::is_some);
+            match self.shared.cluster.replaced().run_until_cancelled(closed).await.as_ref().map(Result::as_deref) {
+                Some(Ok(Some(reason))) => reason.clone(),
+                Some(_) => CloseReason::Lost { detail: "the session ended".to_owned() },
+                None => self.shared.replaced(),
             }
         })
     }

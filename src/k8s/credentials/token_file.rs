@@ -1,7 +1,9 @@
 //! Bearer token of a `tokenFile`, read again each minute, without its trailing line end.
 
 use std::{
-    fs, io,
+    fs,
+    hash::{Hash, Hasher},
+    io,
     panic::resume_unwind,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
@@ -16,7 +18,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Credential, bearer};
+use super::{Credential, bearer, chain};
 
 /// Interval between reads. A kubelet renews such files long before the old token expires.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -38,6 +40,12 @@ pub struct TokenFile {
 struct Last {
     credential: Arc<Credential>,
     read: Instant,
+}
+
+impl Hash for TokenFile {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.path, chain(self.identity.as_ref())).hash(state);
+    }
 }
 
 impl TokenFile {

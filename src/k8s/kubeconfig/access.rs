@@ -1,6 +1,11 @@
 //! Settings to reach the cluster of a context: address, proxy, CA bundle, credentials.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use base64::{
     Engine, alphabet,
@@ -48,6 +53,8 @@ pub struct Access {
 
 impl Access {
     /// # Errors
+    /// Number that changes with the cluster or the user, whatever the files and the other contexts are.
+    pub digest: u64,
     /// Fails if the context, its cluster or its user cannot be used. The error says which, where, and why.
     pub(super) fn of(merged: &Merged, context: &ContextName, exec_path: &ExecPath) -> Result<Self, ClusterError> {
         let unusable = |reason: String| ClusterError::Kubeconfig { reason: format!("context {context}: {reason}") };
@@ -103,7 +110,7 @@ impl Access {
         let files = [&cluster.certificate_authority, &user.client_certificate, &user.client_key];
         let files: Vec<PathBuf> = files.into_iter().flatten().map(PathBuf::from).collect();
         let files = Fingerprint::of(&files);
-        let (bundle, login) = match server.scheme_str() {
+        let (pem, bundle, login) = match server.scheme_str() {
             Some("https") => {
                 let (data, path) = (&cluster.certificate_authority_data, &cluster.certificate_authority);
                 let pem = pem("certificate-authority", data.as_deref(), path.as_deref()).map_err(of_cluster)?;
@@ -122,17 +129,19 @@ impl Access {
                     }
                     _ => login(&user, &provider, || stored(merged, name)).map_err(of_user)?,
                 };
-                (bundle.transpose().map_err(of_cluster)?, login)
+                let bundle = bundle.transpose().map_err(of_cluster)?;
+                (pem, bundle, login)
             }
             // Credentials must not be sent over an unencrypted connection.
-            _ => (None, Login::Fixed(Credential::default())),
+            _ => (None, None, Login::Fixed(Credential::default())),
         };
         let mut config = kube::Config::new(server);
         config.accept_invalid_certs = cluster.insecure_skip_tls_verify == Some(true);
         config.tls_server_name = cluster.tls_server_name.clone();
         config.default_namespace = found.namespace.unwrap_or_else(|| "default".to_owned());
         config.proxy_url = proxy_url;
-        Ok(Self { config, bundle, login, user: called, headers, files })
+        let digest = digest(&config, pem.as_deref(), &headers, &login);
+        Ok(Self { config, bundle, login, user: called, headers, files, digest })
     }
 }
 
@@ -142,6 +151,15 @@ fn has_credentials(user: &AuthInfo) -> bool {
 }
 
 /// Returns the login whose credential is in the kubeconfig or in a file that it names.
+/// Returns [`Access::digest`]. `bundle`: the CA bundle in PEM form.
+pub(super) fn digest(config: &kube::Config, bundle: Option<&[u8]>, headers: &HeaderMap, login: &Login) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (&config.cluster_url, &config.proxy_url, &config.tls_server_name, config.accept_invalid_certs).hash(&mut hasher);
+    headers.iter().for_each(|header| header.hash(&mut hasher));
+    (bundle, login).hash(&mut hasher);
+    hasher.finish()
+}
+
 fn login(user: &AuthInfo, provider: &CryptoProvider, stored: impl FnOnce() -> Stored) -> Result<Login, String> {
     let (data, path) = (&user.client_certificate_data, &user.client_certificate);
     let identity = match pem("client-certificate", data.as_deref(), path.as_deref())? {

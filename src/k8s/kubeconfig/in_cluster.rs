@@ -6,7 +6,7 @@ use http::HeaderMap;
 
 use super::{
     Fingerprint,
-    access::{Access, bundle_of, open_token, pem},
+    access::{Access, bundle_of, digest, open_token, pem},
     server,
 };
 use crate::{
@@ -69,15 +69,17 @@ impl Pod {
         let ca = path("ca.crt");
         let files = Fingerprint::of([&PathBuf::from(&ca)]);
         // As in client-go, the system's CA bundle is used without the file.
-        let bundle = pem("certificate-authority", None, Some(&ca)).ok().flatten();
+        let pem = pem("certificate-authority", None, Some(&ca)).ok().flatten();
         let provider = crate::tls::provider();
-        let bundle = bundle.map(|pem| bundle_of(&pem, Some(&ca), &provider)).transpose().map_err(of_pod)?;
+        let bundle = pem.as_deref().map(|pem| bundle_of(pem, Some(&ca), &provider)).transpose().map_err(of_pod)?;
         let token = open_token(path("token"), None, None).map_err(of_pod)?;
         let mut config = kube::Config::new(server);
         config.default_namespace = self.namespace().unwrap_or_default().to_string();
         config.proxy_url = self.environment.proxy_for(&config.cluster_url);
         let login = Login::TokenFile(token);
-        Ok(Access { config, bundle, login, user, headers: HeaderMap::new(), files })
+        let headers = HeaderMap::new();
+        let digest = digest(&config, pem.as_deref(), &headers, &login);
+        Ok(Access { config, bundle, login, user, headers, files, digest })
     }
 }
 
