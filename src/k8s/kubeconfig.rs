@@ -144,6 +144,16 @@ mod tests {
     }
 
     #[test]
+    fn the_policy_for_plugins_is_a_file_of_a_context_with_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        let text = kubeconfig("[{name: one, context: {cluster: c, user: u}}]", "one");
+        fs::write(&path, text.replace("no-such-plugin", "/bin/true")).unwrap();
+        let access = load(&id(vec![path], "one"), &Files::default(), &ExecPath::new(&[])).unwrap();
+        assert!(access.files.0.iter().any(|(file, _)| Some(file) == kuberc::path().as_ref()), "{:?}", access.files);
+    }
+
+    #[test]
     fn a_broken_file_is_a_problem_in_words() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config");

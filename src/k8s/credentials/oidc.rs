@@ -9,8 +9,10 @@ mod id_token;
 mod provider;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
@@ -22,7 +24,7 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use self::provider::{Client, Tokens};
-use super::{Credential, bearer};
+use super::{Credential, bearer, chain};
 use crate::{
     k8s::sign_in::{Failure, Issuer, Say},
     tls::bundle::Bundle,
@@ -70,8 +72,8 @@ pub struct Oidc {
     client: Client,
     /// Client certificate of the same user.
     identity: Option<Arc<CertifiedKey>>,
-    /// Key that identifies the user.
-    user: String,
+    /// Key that identifies the user and its settings.
+    key: String,
     store: Box<dyn Store>,
     /// Last ID token. A second request for it means that a server has refused it.
     last: Mutex<Option<String>>,
@@ -96,14 +98,21 @@ impl Oidc {
         };
         let secret = value(settings, CLIENT_SECRET).unwrap_or_default().to_owned();
         let (issuer, id) = (wanted(ISSUER)?, wanted(CLIENT_ID)?);
-        let client = Client { id, secret, bundle: bundle(settings)? };
+        let pem = ca(settings)?;
+        let mut hasher = DefaultHasher::new();
+        // Not the tokens: each renewal changes them.
+        let own: BTreeMap<_, _> =
+            settings.iter().filter(|(key, _)| ![ID_TOKEN, REFRESH_TOKEN].contains(&&***key)).collect();
+        (own, &pem, chain(identity.as_ref())).hash(&mut hasher);
+        let key = json!(["oidc", user, issuer, id, hasher.finish()]).to_string();
+        let client = Client { id, secret, bundle: pem.map(bundle).transpose()? };
         let (last, unwritten) = (Mutex::default(), Mutex::default());
-        Ok(Self { issuer, client, identity, user: user.to_owned(), store, last, unwritten })
+        Ok(Self { issuer, client, identity, key, store, last, unwritten })
     }
 
-    /// Returns a key that identifies the sign-in.
-    pub fn identity(&self) -> String {
-        json!(["oidc", self.user, self.issuer, self.client.id]).to_string()
+    /// Returns a key that identifies the sign-in: another secret or CA bundle needs another one.
+    pub fn identity(&self) -> &str {
+        &self.key
     }
 
     async fn renew(&self, say: Say<'_>) -> Result<Credential, Failure> {
@@ -183,22 +192,32 @@ fn value<'s>(settings: &'s Settings, key: &str) -> Option<&'s str> {
     settings.get(key).map(String::as_str).filter(|value| !value.is_empty())
 }
 
-/// Returns the CA bundle for the provider. `None`: the system's.
-fn bundle(settings: &Settings) -> Result<Option<Arc<Bundle>>, String> {
-    let (key, pem) = match (value(settings, CA_DATA), value(settings, CA_FILE)) {
+/// Returns the file of the provider's CA bundle, if that is a file.
+pub fn ca_file(settings: &Settings) -> Option<PathBuf> {
+    value(settings, CA_FILE).filter(|_| value(settings, CA_DATA).is_none()).map(PathBuf::from)
+}
+
+/// Returns the CA bundle for the provider in PEM form, and the setting that has it. `None`: the system's.
+fn ca(settings: &Settings) -> Result<Option<(&'static str, Vec<u8>)>, String> {
+    Ok(match (value(settings, CA_DATA), value(settings, CA_FILE)) {
         (Some(data), _) => {
             let data: String = data.chars().filter(|char| !matches!(char, '\r' | '\n')).collect();
-            (CA_DATA, STANDARD.decode(data).map_err(|_| format!("its {CA_DATA} is not valid base64"))?)
+            Some((CA_DATA, STANDARD.decode(data).map_err(|_| format!("its {CA_DATA} is not valid base64"))?))
         }
         // As in client-go, a relative path is relative to the working directory.
         (None, Some(path)) => {
             let read = fs::read(path);
-            (CA_FILE, read.map_err(|error| format!("cannot read its {CA_FILE} {path}: {}", super::words(&error)))?)
+            Some((
+                CA_FILE,
+                read.map_err(|error| format!("cannot read its {CA_FILE} {path}: {}", super::words(&error)))?,
+            ))
         }
-        (None, None) => return Ok(None),
-    };
-    let bundle = Bundle::from_pem(&pem, &crate::tls::provider());
-    bundle.map(|bundle| Some(Arc::new(bundle))).map_err(|reason| format!("its {key}: {reason}"))
+        (None, None) => None,
+    })
+}
+
+fn bundle((key, pem): (&str, Vec<u8>)) -> Result<Arc<Bundle>, String> {
+    Bundle::from_pem(&pem, &crate::tls::provider()).map(Arc::new).map_err(|reason| format!("its {key}: {reason}"))
 }
 
 #[cfg(test)]
@@ -264,6 +283,24 @@ mod tests {
         );
         let odd = failure(&oidc(&[(ID_TOKEN, "abc"), (REFRESH_TOKEN, "r")], Ok(()))).await.reason;
         assert_eq!(odd, "its id-token is not a JSON Web Token");
+    }
+
+    #[test]
+    fn other_settings_need_another_sign_in_and_other_tokens_do_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        let ca = || fs::write(&file, rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem()).unwrap();
+        ca();
+        let path = file.to_str().unwrap();
+        let of = |secret: &str, token: &str| {
+            oidc(&[(CLIENT_SECRET, secret), (ID_TOKEN, token), (CA_FILE, path)], Ok(())).identity().to_owned()
+        };
+        let first = of("a", "1");
+        assert_eq!(first, of("a", "2"));
+        assert_ne!(first, of("b", "1"));
+        ca();
+        assert_ne!(first, of("a", "1"));
+        assert_eq!(ca_file(&settings(&[(CA_FILE, path)])), Some(file));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use rustls::{crypto::CryptoProvider, sign::CertifiedKey};
 use secrecy::ExposeSecret;
 
 use super::{
-    Fingerprint, check, impersonation,
+    Fingerprint, check, impersonation, kuberc,
     merge::Merged,
     plugin,
     server::{self, Server},
@@ -28,7 +28,11 @@ use crate::{
     k8s::{
         ClusterError,
         credentials::{
-            Credential, Login, basic, bearer, exec_credential::Version, oidc::Oidc, token_file::TokenFile, words,
+            Credential, Login, basic, bearer,
+            exec_credential::Version,
+            oidc::{self, Oidc},
+            token_file::TokenFile,
+            words,
         },
         exec_path::ExecPath,
         proxy::{self, Environment},
@@ -47,14 +51,14 @@ pub struct Access {
     pub user: String,
     /// Headers for each request: impersonation, and the Authorization header from the server's URL.
     pub headers: HeaderMap,
-    /// Certificate and key files that were read.
+    /// Files that were read beside the kubeconfigs.
     pub files: Fingerprint,
+    /// Number that changes with the cluster or the user, whatever the files and the other contexts are.
+    pub digest: u64,
 }
 
 impl Access {
     /// # Errors
-    /// Number that changes with the cluster or the user, whatever the files and the other contexts are.
-    pub digest: u64,
     /// Fails if the context, its cluster or its user cannot be used. The error says which, where, and why.
     pub(super) fn of(merged: &Merged, context: &ContextName, exec_path: &ExecPath) -> Result<Self, ClusterError> {
         let unusable = |reason: String| ClusterError::Kubeconfig { reason: format!("context {context}: {reason}") };
@@ -108,7 +112,9 @@ impl Access {
         headers.extend(header.map(|header| (AUTHORIZATION, header)));
         // Recorded before the files are read, so that a change during the read is detected.
         let files = [&cluster.certificate_authority, &user.client_certificate, &user.client_key];
-        let files: Vec<PathBuf> = files.into_iter().flatten().map(PathBuf::from).collect();
+        let mut files: Vec<PathBuf> = files.into_iter().flatten().map(PathBuf::from).collect();
+        files.extend(user.auth_provider.iter().filter_map(|provider| oidc::ca_file(&provider.config)));
+        files.extend(user.exec.as_ref().and_then(|_| kuberc::path()));
         let files = Fingerprint::of(&files);
         let (pem, bundle, login) = match server.scheme_str() {
             Some("https") => {
@@ -145,12 +151,6 @@ impl Access {
     }
 }
 
-fn has_credentials(user: &AuthInfo) -> bool {
-    let has_certificate = user.client_certificate.is_some() || user.client_certificate_data.is_some();
-    has_certificate || user.token.is_some() || user.token_file.is_some() || user.username.is_some()
-}
-
-/// Returns the login whose credential is in the kubeconfig or in a file that it names.
 /// Returns [`Access::digest`]. `bundle`: the CA bundle in PEM form.
 pub(super) fn digest(config: &kube::Config, bundle: Option<&[u8]>, headers: &HeaderMap, login: &Login) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -160,6 +160,12 @@ pub(super) fn digest(config: &kube::Config, bundle: Option<&[u8]>, headers: &Hea
     hasher.finish()
 }
 
+fn has_credentials(user: &AuthInfo) -> bool {
+    let has_certificate = user.client_certificate.is_some() || user.client_certificate_data.is_some();
+    has_certificate || user.token.is_some() || user.token_file.is_some() || user.username.is_some()
+}
+
+/// Returns the login whose credential is in the kubeconfig or in a file that it names.
 fn login(user: &AuthInfo, provider: &CryptoProvider, stored: impl FnOnce() -> Stored) -> Result<Login, String> {
     let (data, path) = (&user.client_certificate_data, &user.client_certificate);
     let identity = match pem("client-certificate", data.as_deref(), path.as_deref())? {

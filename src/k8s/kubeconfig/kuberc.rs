@@ -9,6 +9,14 @@ use serde_json::Value;
 
 use crate::{config::file::foreign, k8s::credentials::words};
 
+/// Returns the user's file: `$KUBERC`, else `~/.kube/kuberc`. `None`: `KUBERC=off`.
+pub(super) fn path() -> Option<PathBuf> {
+    match env::var_os("KUBERC").filter(|path| !path.is_empty()) {
+        Some(path) => Some(PathBuf::from(path)).filter(|path| path.as_os_str() != "off"),
+        None => etcetera::home_dir().ok().map(|home| home.join(".kube/kuberc")),
+    }
+}
+
 /// The user's policy for plugins.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Policy {
@@ -19,17 +27,12 @@ pub(super) enum Policy {
 }
 
 impl Policy {
-    /// Reads the user's file: `$KUBERC`, else `~/.kube/kuberc`. `KUBERC=off`: no file.
+    /// Reads the user's file. Without a file, all plugins may run.
     ///
     /// # Errors
     /// Fails if the file cannot be read. As in kubectl, no plugin may run then.
     pub(super) fn of_user() -> Result<Self, String> {
-        let path = match env::var_os("KUBERC").filter(|path| !path.is_empty()) {
-            Some(path) if path == "off" => return Ok(Self::All),
-            Some(path) => Some(PathBuf::from(path)),
-            None => etcetera::home_dir().ok().map(|home| home.join(".kube/kuberc")),
-        };
-        path.map_or(Ok(Self::All), |path| Self::read(&path).map_err(|reason| format!("{}: {reason}", path.display())))
+        path().map_or(Ok(Self::All), |path| Self::read(&path).map_err(|reason| format!("{}: {reason}", path.display())))
     }
 
     fn read(path: &Path) -> Result<Self, String> {
