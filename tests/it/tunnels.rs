@@ -215,6 +215,23 @@ async fn a_context_that_has_another_cluster_is_followed_and_open_streams_stay() 
 }
 
 #[tokio::test]
+async fn a_pod_whose_node_does_not_forward_ports_is_passed_over() {
+    for (status, delay) in [(Some(502), None), (None, Some(Duration::from_secs(60)))] {
+        let app = TestApp::start("").await;
+        let first = pods_of_web(&app).into_iter().min().unwrap();
+        app.demo.faults().answer(&format!("/{first}/portforward"), status);
+        app.demo.faults().delay(&format!("/{first}/portforward"), delay);
+        for _ in 0..3 {
+            let started = Instant::now();
+            let (status, pod) = app.get("web.shop.localhost", "/whoami").await;
+            assert!(status == 200 && pod.trim() != first, "{status} {pod}");
+            assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+        }
+        app.finish().await;
+    }
+}
+
+#[tokio::test]
 async fn without_the_right_to_watch_the_wire_tells_when_a_pod_goes() {
     let app = TestApp::start("").await;
     app.demo.faults().forbid("watch", "endpointslices", true);

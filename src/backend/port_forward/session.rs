@@ -12,11 +12,12 @@ use futures::future::BoxFuture;
 use tokio::{
     sync::watch,
     task::JoinHandle,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tracing::info;
 
 use super::{
+    SLOW_POD,
     affinity::Affinity,
     pool::{PodPool, SHRINK_AFTER},
 };
@@ -112,10 +113,10 @@ impl TargetSession {
 
     /// `wanted`: the pod to try first.
     async fn open_stream(&self, wanted: Option<&str>) -> Result<(BoxedIo, Placement), ConnectError> {
-        let started = Instant::now();
         if self.shared.cluster.replaced().is_cancelled() {
             return Err(ConnectError::Over(self.shared.replaced()));
         }
+        let started = Instant::now();
         let mut tried: Vec<Arc<PodPool>> = Vec::new();
         let mut last = None;
         loop {
@@ -135,7 +136,15 @@ impl TargetSession {
                     _ => break,
                 }
             };
-            match pool.open().await {
+            // A node that hangs must not cost the time of a stream that another pod can serve.
+            let opened = match self.shared.has_warm(&tried, &pool) {
+                true => timeout(SLOW_POD, pool.open()).await.unwrap_or_else(|_| {
+                    let detail = format!("no answer within {} s", SLOW_POD.as_secs());
+                    Err(StreamFault::Unavailable { detail, retry_after: None })
+                }),
+                false => pool.open().await,
+            };
+            match opened {
                 Ok(stream) => return Ok((stream, pool.placement())),
                 Err(fault) => {
                     if matches!(fault, StreamFault::PodGone { .. }) {
@@ -163,6 +172,10 @@ impl Shared {
         self.pools.lock().expect("no panic while the lock is held")
     }
 
+    fn replaced(&self) -> CloseReason {
+        CloseReason::Replaced { context: self.cluster.context.clone() }
+    }
+
     /// Replaces the list of ready pods. The others get no new streams; their open streams stay open.
     fn change_to(&self, Reachable { pods: ready, not_ready }: Reachable) {
         *self.not_ready.lock().expect("no panic while the lock is held") = not_ready;
@@ -172,10 +185,6 @@ impl Shared {
             if !stays {
                 info!(pod = &*pool.pod().name, "takes no new streams: terminating, not ready, or gone");
                 pool.leave();
-    fn replaced(&self) -> CloseReason {
-        CloseReason::Replaced { context: self.cluster.context.clone() }
-    }
-
             }
             stays
         });
@@ -200,6 +209,12 @@ impl Shared {
     /// Returns the pool of the pod with this name. `None`: the pod is not ready or gone.
     fn pool_of(&self, pod: &str) -> Option<Arc<PodPool>> {
         self.lock().iter().find(|pool| *pool.pod().name == *pod && !pool.is_gone()).cloned()
+    }
+
+    /// Returns whether another pod, not tried yet, takes a stream without dialling.
+    fn has_warm(&self, tried: &[Arc<PodPool>], but: &Arc<PodPool>) -> bool {
+        let is_other = |pool: &Arc<PodPool>| tried.iter().chain([but]).all(|other| !Arc::ptr_eq(other, pool));
+        self.lock().iter().any(|pool| is_other(pool) && !pool.is_gone() && pool.is_warm())
     }
 
     /// Returns the pool for the next stream, without those already tried: the pod that clients stay with, or else the
