@@ -21,7 +21,7 @@ use futures::future::BoxFuture;
 use tokio::{
     io::AsyncReadExt,
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::debug;
 
@@ -54,6 +54,12 @@ use crate::{
 
 /// Timeout of the check for a program. A healthy node answers it at once.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Number of pods to try if the node of each does not run commands.
+const MOST_PODS: usize = 3;
+
+/// How long an exec has no answer until another pod is used. A caller waits for 10 s, and the other pod needs some of them.
+const SLOW_EXEC: Duration = Duration::from_secs(5);
 
 /// Pause after an exec that the API server or the node could not do at that moment.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -89,7 +95,36 @@ impl Exec {
             found => found?,
         };
         let (namespace, pods) = (found.namespace, found.reachable.pods);
-        let pod = pods[self.turn.fetch_add(1, Ordering::Relaxed) % pods.len()].clone();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % pods.len();
+        let (before, after) = pods.split_at(turn);
+        let mut first_error = None;
+        let mut left = after.iter().chain(before).take(MOST_PODS);
+        while let Some(pod) = left.next() {
+            let others = left.size_hint().0 > 0;
+            let opening = self.open_through(&cluster, &namespace, pod, jump, pods.len() > 1);
+            let opened = match others {
+                true => cluster.within(SLOW_EXEC, opening).await.unwrap_or_else(|| Err(slow(&cluster, pod))),
+                false => opening.await,
+            };
+            match opened {
+                Ok(session) => return Ok(Box::new(session)),
+                Err(error) if others && is_of_node(&error) => drop(first_error.get_or_insert(error)),
+                Err(error) => return Err(first_error.filter(|_| is_of_node(&error)).unwrap_or(error)),
+            }
+        }
+        Err(first_error.unwrap_or(OpenError::Stopped))
+    }
+
+    /// Opens a session through one pod. `has_others`: another pod would do as well.
+    async fn open_through(
+        &self,
+        cluster: &Arc<Cluster>,
+        namespace: &Namespace,
+        pod: &ReadyPod,
+        jump: &Jump,
+        has_others: bool,
+    ) -> Result<JumpSession, OpenError> {
+        let (cluster, namespace, pod) = (cluster.clone(), namespace.clone(), pod.clone());
         let mut jump = jump.clone();
         // Without permission to get the pod, the node says what is wrong.
         if let Some(containers) = pods::containers(&cluster, &namespace, &pod.name).await {
@@ -113,8 +148,25 @@ impl Exec {
         let placement = Placement::new(&way.pod.name);
         let closed = watch::Sender::new(None);
         let drain = self.drain.clone();
-        Ok(Box::new(JumpSession { way, program, endpoint, placement, closed, gauges: Arc::default(), drain }))
+        Ok(JumpSession { way, program, endpoint, placement, has_others, closed, gauges: Arc::default(), drain })
     }
+}
+
+/// Returns whether a pod on another node may have better luck.
+fn is_of_node(error: &OpenError) -> bool {
+    let OpenError::Cluster(error) = error else { return false };
+    match error {
+        // An API server that asks for a pause is busy, whatever the pod.
+        ClusterError::Unavailable { retry_after, .. } => retry_after.is_none(),
+        error => matches!(
+            error,
+            ClusterError::TimedOut { .. } | ClusterError::NotServed { .. } | ClusterError::NotReady { .. }
+        ),
+    }
+}
+
+fn slow(cluster: &Cluster, pod: &ReadyPod) -> OpenError {
+    cluster.timed_out(format!("running a command in pod {}", pod.name), SLOW_EXEC).into()
 }
 
 fn not_a_pod(cluster: &Cluster, target: &PodTarget) -> OpenError {
@@ -267,14 +319,32 @@ struct JumpSession {
     program: Program,
     endpoint: Endpoint,
     placement: Placement,
+    /// Whether another pod would do as well.
+    has_others: bool,
     closed: watch::Sender<Option<CloseReason>>,
     gauges: Arc<SessionGauges>,
     drain: Drain,
 }
 
 impl JumpSession {
+    fn replaced(&self) -> CloseReason {
+        CloseReason::Replaced { context: self.way.cluster.context.clone() }
+    }
+
     async fn open_stream(&self) -> Result<(BoxedIo, Placement), ConnectError> {
-        match self.way.exec(&self.program.command(&self.way.jump.target)).await {
+        if self.way.cluster.replaced().is_cancelled() {
+            return Err(ConnectError::Over(self.replaced()));
+        }
+        let mut unanswered = Unanswered { session: self, since: Some(Instant::now()) };
+        let command = self.program.command(&self.way.jump.target);
+        let executed = self.way.exec(&command);
+        let executed = match self.has_others {
+            true => self.way.cluster.within(SLOW_EXEC, executed).await,
+            false => Some(executed.await),
+        };
+        let Some(executed) = executed else { return Err(ConnectError::Over(unanswered.reason())) };
+        unanswered.since = None;
+        match executed {
             Ok(mut stream) => {
                 if let Program::Nc(Nc { announces: true, .. }) = self.program {
                     stream.expect_announcement();
@@ -298,17 +368,48 @@ impl JumpSession {
                         let error = OpenError::from(error);
                         let pause = error.retry_after().unwrap_or_default().max(PAUSE);
                         // The next session would fail as well, for example without permission.
-                        if pause > error.patience() {
+                        let is_slow = matches!(error, OpenError::Cluster(ClusterError::TimedOut { .. }));
+                        if pause > error.patience() && !is_slow {
                             return Err(ConnectError::Retry(error));
                         }
                         sleep(pause).await;
                         CloseReason::Lost { detail: error.to_string() }
                     }
                 };
-                self.placement.leave();
-                self.closed.send_replace(Some(reason.clone()));
-                Err(ConnectError::Over(reason))
+                Err(ConnectError::Over(self.close(reason)))
             }
+        }
+    }
+
+    /// Takes no new streams from now on.
+    fn close(&self, reason: CloseReason) -> CloseReason {
+        self.placement.leave();
+        self.closed.send_replace(Some(reason.clone()));
+        reason
+    }
+}
+
+/// An exec without an answer yet. Its caller drops it at the end of its time: the session then closes, so that the next
+/// caller gets another pod, or the reason.
+struct Unanswered<'a> {
+    session: &'a JumpSession,
+    /// `None`: there is an answer.
+    since: Option<Instant>,
+}
+
+impl Unanswered<'_> {
+    fn reason(&self) -> CloseReason {
+        let seconds = self.since.map_or(0, |since| since.elapsed().as_secs());
+        let pod = &self.session.way.pod.name;
+        CloseReason::Lost { detail: format!("no answer to an exec in pod {pod} within {seconds} s") }
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        // A client that leaves sooner says nothing about the pod.
+        if self.since.is_some_and(|since| since.elapsed() >= SLOW_EXEC) {
+            self.session.close(self.reason());
         }
     }
 }
@@ -329,10 +430,6 @@ impl Session for JumpSession {
             }
         })
     }
-    fn replaced(&self) -> CloseReason {
-        CloseReason::Replaced { context: self.way.cluster.context.clone() }
-    }
-
 
     fn endpoint(&self) -> &Endpoint {
         &self.endpoint

@@ -445,7 +445,7 @@ impl Cluster {
     }
 
     /// Runs `work` with a time limit that pauses during a sign-in. `None`: the limit was reached.
-    pub(super) async fn within<T>(&self, budget: Duration, work: impl Future<Output = T>) -> Option<T> {
+    pub async fn within<T>(&self, budget: Duration, work: impl Future<Output = T>) -> Option<T> {
         let mut work = std::pin::pin!(work);
         let mut deadline = Instant::now() + budget;
         loop {

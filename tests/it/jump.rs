@@ -78,6 +78,27 @@ async fn an_exec_that_is_refused_is_told_at_once_and_one_that_cannot_be_done_is_
 }
 
 #[tokio::test]
+async fn a_pod_whose_node_hangs_is_left_for_the_next_one() {
+    let app = app("via: {service: web}, target: {host: tools.shop, port: 7000}, method: socat").await;
+    let echoes = async || {
+        let mut stream = TcpStream::connect(app.tcp[0]).await.unwrap();
+        stream.write_all(b"word").await.unwrap();
+        let mut word = [0; 4];
+        timeout(PATIENCE, stream.read_exact(&mut word)).await.unwrap().is_ok()
+    };
+    assert!(echoes().await);
+    let (pods, _) = app.demo.world().list("pods", Some("shop"));
+    let names = pods.iter().filter_map(|pod| pod["metadata"]["name"].as_str()).filter(|name| name.starts_with("web-"));
+    let execs = |name: &str| format!("/{name}/exec");
+    let used = names.map(execs).find(|path| app.demo.faults().requests_seen(path) > 0).unwrap();
+    app.demo.faults().delay(&used, Some(Duration::from_secs(60)));
+    let before = app.demo.faults().requests_seen(&used);
+    let results = [echoes().await, echoes().await, echoes().await];
+    assert!(results[2], "{results:?}, {} more execs in the pod", app.demo.faults().requests_seen(&used) - before);
+    app.finish().await;
+}
+
+#[tokio::test]
 async fn the_end_of_a_server_that_answers_and_closes_is_seen() {
     for (method, spdy_only) in [("socat", false), ("socat", true), ("nc", false), ("auto", false)] {
         let app = app(&format!("via: {{pod: tools-0}}, target: {{host: web.shop, port: 80}}, method: {method}")).await;

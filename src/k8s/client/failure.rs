@@ -122,7 +122,7 @@ impl Cluster {
     }
 
     /// Returns the error for a missing answer.
-    pub(in crate::k8s) fn timed_out(&self, doing: String, after: Duration) -> ClusterError {
+    pub fn timed_out(&self, doing: String, after: Duration) -> ClusterError {
         ClusterError::TimedOut { context: self.context.clone(), doing, after, hint: self.ask_version() }
     }
 
