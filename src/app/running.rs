@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
-    time::{interval, sleep},
+    time::{MissedTickBehavior, interval, sleep},
 };
 use tracing::{debug, info, warn};
 
@@ -117,6 +117,7 @@ impl Running {
         drain.spawn(files::touched(watched.clone(), touched_tx));
         let mut is_followed = self.app.file.is_some();
         let mut look_at_files = interval(LOOK_AT_FILES);
+        look_at_files.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 changed = changes.changed(), if is_followed => match changed {

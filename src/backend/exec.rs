@@ -152,17 +152,8 @@ impl Exec {
     }
 }
 
-/// Returns whether a pod on another node may have better luck.
 fn is_of_node(error: &OpenError) -> bool {
-    let OpenError::Cluster(error) = error else { return false };
-    match error {
-        // An API server that asks for a pause is busy, whatever the pod.
-        ClusterError::Unavailable { retry_after, .. } => retry_after.is_none(),
-        error => matches!(
-            error,
-            ClusterError::TimedOut { .. } | ClusterError::NotServed { .. } | ClusterError::NotReady { .. }
-        ),
-    }
+    matches!(error, OpenError::Cluster(error) if error.is_of_node())
 }
 
 fn slow(cluster: &Cluster, pod: &ReadyPod) -> OpenError {

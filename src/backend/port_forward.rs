@@ -119,14 +119,9 @@ async fn first_of(
     Err(first_error.unwrap_or_else(|| UpgradeError::PodGone("no pod is ready".to_owned())))
 }
 
-/// Returns whether another pod may have better luck.
 fn is_of_node(error: &UpgradeError) -> bool {
     match error {
         UpgradeError::PodGone(_) => true,
-        // An API server that asks for a pause is busy, whatever the pod.
-        UpgradeError::Cluster(ClusterError::Unavailable { retry_after, .. }) => retry_after.is_none(),
-        UpgradeError::Cluster(error) => {
-            matches!(error, ClusterError::TimedOut { .. } | ClusterError::NotServed { .. })
-        }
+        UpgradeError::Cluster(error) => error.is_of_node(),
     }
 }

@@ -136,6 +136,15 @@ impl ClusterError {
         matches!(self, Self::Forbidden { .. } | Self::Policy { .. } | Self::Unavailable { .. } | Self::Protocol { .. })
     }
 
+    /// Returns whether a pod on another node may have better luck.
+    pub fn is_of_node(&self) -> bool {
+        match self {
+            // An API server that asks for a pause is busy, whatever the pod.
+            Self::Unavailable { retry_after, .. } => retry_after.is_none(),
+            error => matches!(error, Self::TimedOut { .. } | Self::NotServed { .. } | Self::NotReady { .. }),
+        }
+    }
+
     /// Returns the second line of the error, if there is one.
     pub fn cause(&self) -> Option<String> {
         match self {
