@@ -730,7 +730,7 @@ async fn proxies_are_chosen_as_by_kubectl() {
 
 /// Starts a TLS gateway in front of the demo API server. It requires a client certificate if `wants` is set.
 async fn gateway(to: u16, chain: Vec<CertificateDer<'static>>, key: &KeyPair, wants: bool) -> (u16, JoinHandle<()>) {
-    gateway_with(to, chain, PrivateKeyDer::try_from(key.serialize_der()).unwrap(), wants).await
+    gateway_with(to, chain, PrivateKeyDer::try_from(key.serialize_der()).unwrap(), wants, b"http/1.1").await
 }
 
 async fn gateway_with(
@@ -738,6 +738,7 @@ async fn gateway_with(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     wants: bool,
+    protocol: &[u8],
 ) -> (u16, JoinHandle<()>) {
     let provider = adit::tls::provider();
     let builder =
@@ -747,14 +748,14 @@ async fn gateway_with(
         false => builder.with_no_client_auth(),
     };
     let mut server = builder.with_single_cert(chain, key).unwrap();
-    server.alpn_protocols = vec![b"http/1.1".to_vec()];
+    server.alpn_protocols = vec![protocol.to_vec()];
     let builder =
         rustls::ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
     let mut client = builder
         .dangerous()
         .with_custom_certificate_verifier(adit::tls::Pinned::to_nothing(provider))
         .with_no_client_auth();
-    client.alpn_protocols = vec![b"http/1.1".to_vec()];
+    client.alpn_protocols = vec![protocol.to_vec()];
     let (acceptor, connector) = (TlsAcceptor::from(Arc::new(server)), TlsConnector::from(Arc::new(client)));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -849,6 +850,23 @@ async fn servers_are_verified_as_by_kubectl() {
     }
 }
 
+#[tokio::test]
+async fn http2_is_disabled_as_for_kubectl() {
+    let oracle = Oracle::start().await;
+    let key = KeyPair::generate().unwrap();
+    let chain = || vec![params("server", false).self_signed(&key).unwrap().der().clone()];
+    for (protocol, disabled, verdict) in
+        [(&b"h2"[..], "", Works), (b"h2", "yes", Refused("invalid HTTP version")), (b"http/1.1", "yes", Works)]
+    {
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let (port, task) = gateway_with(oracle.port(), chain(), key, false, protocol).await;
+        let text = with_cluster(&format!("{{server: \"https://127.0.0.1:{port}\", insecure-skip-tls-verify: true}}"));
+        let case = format!("{}, DISABLE_HTTP2={disabled}", String::from_utf8_lossy(protocol));
+        oracle.judge_text(&case, &text, &[("DISABLE_HTTP2", disabled.to_owned())], &verdict).await;
+        task.abort();
+    }
+}
+
 /// Made with `openssl x509 -req` without extensions: version 1, valid until 2126.
 const VERSION_1: &str = include_str!("keys/version-1.crt");
 const KEY_OF_VERSION_1: &str = include_str!("keys/version-1.pem");
@@ -928,7 +946,7 @@ async fn keys_of_every_kind_are_taken_as_by_kubectl() {
     ] {
         let chain = vec![CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()];
         let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).unwrap();
-        let (port, task) = gateway_with(oracle.port(), chain, key, true).await;
+        let (port, task) = gateway_with(oracle.port(), chain, key, true, b"http/1.1").await;
         let both = STANDARD.encode(pem);
         let cluster = format!("{{server: \"https://127.0.0.1:{port}\", certificate-authority-data: {both}}}");
         let user = format!("{{token: \"$TOKEN\", client-certificate-data: {both}, client-key-data: {both}}}");

@@ -1,6 +1,7 @@
 //! Connections to one API server for requests, watches and upgrades, separate for each client certificate.
 
 use std::{
+    env,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -140,7 +141,12 @@ fn make(
         https = https.with_server_name_resolver(FixedServerNameResolver::new(name.clone()));
     }
     let limit = Limit::default();
-    let connector = Noting::new(https.enable_all_versions().wrap_connector(dialer.clone()), limit.clone());
+    // As in client-go, for proxies that break HTTP/2.
+    let https = match env::var_os("DISABLE_HTTP2").is_some_and(|value| !value.is_empty()) {
+        true => https.enable_http1().wrap_connector(dialer.clone()),
+        false => https.enable_all_versions().wrap_connector(dialer.clone()),
+    };
+    let connector = Noting::new(https, limit.clone());
     let requests = client(&connector, IDLE);
     let alone =
         Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(OneAtATime::new(connector.clone()));
