@@ -6,6 +6,7 @@ pub mod handshake;
 pub mod identity;
 pub mod pem;
 mod provider;
+pub mod system;
 
 use std::{fmt, io, path::Path, str::FromStr, sync::Arc};
 

@@ -46,11 +46,7 @@ impl Bundle {
     /// # Errors
     /// No certificate parses.
     pub fn from_pem(text: &[u8], provider: &Arc<CryptoProvider>) -> Result<Self, String> {
-        // As in Go, a certificate with headers is none of a bundle.
-        let is_certificate = |block: &pem::Block| block.label == "CERTIFICATE" && !block.has_headers;
-        let blocks = pem::blocks(text).into_iter().filter(is_certificate);
-        let trusted: Vec<_> = blocks.map(|block| CertificateDer::from(block.content)).collect();
-        let trusted: Vec<_> = trusted.into_iter().filter(|der| Certificate::parse(der).is_some()).collect();
+        let trusted = certificates(text);
         match trusted.is_empty() {
             true => Err("there is no certificate in PEM form in it".to_owned()),
             false => Ok(Self::new(trusted, provider)),
@@ -117,6 +113,15 @@ impl Bundle {
         verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
         Ok(ServerCertVerified::assertion())
     }
+}
+
+/// Returns the certificates of PEM that parse.
+pub fn certificates(text: &[u8]) -> Vec<CertificateDer<'static>> {
+    // As in Go, a certificate with headers is none of a bundle.
+    let is_certificate = |block: &pem::Block| block.label == "CERTIFICATE" && !block.has_headers;
+    let blocks = pem::blocks(text).into_iter().filter(is_certificate);
+    let all = blocks.map(|block| CertificateDer::from(block.content));
+    all.filter(|der| Certificate::parse(der).is_some()).collect()
 }
 
 /// The purpose of a server, or any, as in Go: webpki takes the first alone (RFC 5280, section 4.2.1.12).

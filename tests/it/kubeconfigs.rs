@@ -867,6 +867,32 @@ async fn http2_is_disabled_as_for_kubectl() {
     }
 }
 
+#[tokio::test]
+async fn the_systems_ca_bundle_is_used_as_by_kubectl() {
+    let oracle = Oracle::start().await;
+    // As `openssl req -x509` creates it.
+    let key = KeyPair::generate().unwrap();
+    let own = params("localhost", true).self_signed(&key).unwrap();
+    let (port, _gateway) = gateway(oracle.port(), vec![own.der().clone()], &key, false).await;
+    let folder = oracle.write("own.pem", own.pem().as_bytes()).parent().unwrap().to_owned();
+    let (file, empty) = (folder.join("own.pem"), folder.join("no-certificates"));
+    fs::create_dir(&empty).unwrap();
+    let shown = |path: &Path| path.display().to_string();
+    let text = with_cluster(&format!("{{server: \"https://127.0.0.1:{port}\"}}"));
+    for (case, variables, verdict) in [
+        ("SSL_CERT_FILE", vec![("SSL_CERT_FILE", shown(&file))], Works),
+        (
+            "SSL_CERT_DIR",
+            vec![("SSL_CERT_FILE", shown(&oracle.write("none", b""))), ("SSL_CERT_DIR", shown(&folder))],
+            Works,
+        ),
+        ("two folders", vec![("SSL_CERT_DIR", format!("{}:{}", shown(&empty), shown(&folder)))], Works),
+        ("neither", vec![], Refused("certificate")),
+    ] {
+        oracle.judge_text(case, &text, &variables, &verdict).await;
+    }
+}
+
 /// Made with `openssl x509 -req` without extensions: version 1, valid until 2126.
 const VERSION_1: &str = include_str!("keys/version-1.crt");
 const KEY_OF_VERSION_1: &str = include_str!("keys/version-1.pem");

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     k8s::dial::Dialer,
-    tls::{Pinned, bundle::Bundle, identity},
+    tls::{Pinned, bundle::Bundle, identity, system},
 };
 
 type Connector = Noting<HttpsConnector<Dialer>>;
@@ -172,6 +172,9 @@ fn client(connector: &Connector, idle: Duration) -> HttpClient {
 /// Fails if the system's CA bundle is needed and cannot be read.
 pub fn tls_config(config: &kube::Config, bundle: Option<Bundle>) -> kube::Result<ClientConfig> {
     let mut config = config.clone();
+    // The verifier of the platform is stricter than Go on Linux. Elsewhere Go uses the same one.
+    let is_of_system = bundle.is_none() && !config.accept_invalid_certs && cfg!(target_os = "linux");
+    let bundle = bundle.or_else(|| is_of_system.then(|| system::bundle(&crate::tls::provider())));
     if bundle.is_some() || config.accept_invalid_certs {
         // Without this, kube would load the system's CA bundle for nothing.
         config.root_cert = Some(Vec::new());

@@ -19,7 +19,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::rt::TokioExecutor;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use rustls::{CertificateError, ClientConfig, RootCertStore};
+use rustls::{CertificateError, ClientConfig};
 use serde_json::Value;
 use tokio::time::timeout;
 
@@ -31,7 +31,7 @@ use crate::{
         proxy::{self, Environment},
         reach,
     },
-    tls::bundle::Bundle,
+    tls::{bundle::Bundle, system},
 };
 
 /// Timeout of one answer.
@@ -181,14 +181,8 @@ impl Client {
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("ring has the versions of TLS that rustls has");
-        match &self.bundle {
-            Some(bundle) => builder.dangerous().with_custom_certificate_verifier(bundle.clone()).with_no_client_auth(),
-            None => {
-                let mut roots = RootCertStore::empty();
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-                builder.with_root_certificates(roots).with_no_client_auth()
-            }
-        }
+        let bundle = self.bundle.clone().unwrap_or_else(|| Arc::new(system::bundle(&crate::tls::provider())));
+        builder.dangerous().with_custom_certificate_verifier(bundle).with_no_client_auth()
     }
 }
 
