@@ -162,7 +162,7 @@ impl Login {
             Self::Fixed(credential) => Method::Fixed(Arc::new(credential)),
             Self::TokenFile(file) => Method::TokenFile(file),
             Self::Plugin(plugin) => Method::SignIn(sign_ins.get(&plugin.identity(), user, || plugin)),
-            Self::Oidc(oidc) => Method::SignIn(sign_ins.get(&oidc.identity().to_owned(), user, || oidc)),
+            Self::Oidc(oidc) => Method::SignIn(sign_ins.get(&oidc.identity(), user, || oidc)),
         }
     }
 }

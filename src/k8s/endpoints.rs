@@ -226,7 +226,7 @@ pub fn is_at_any(addresses: &BTreeSet<(IpAddr, u16)>, pod: &Pod) -> bool {
 /// Returns whether no further pod can change the result of [`at_addresses`]: each address has a pod of its own, or one that
 /// declares the port.
 pub fn are_certain(addresses: &BTreeSet<(IpAddr, u16)>, candidates: &[Pod]) -> bool {
-    let is_alone = |pod: &Pod| !pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
+    let is_alone = |pod: &Pod| pod.spec.as_ref().is_none_or(|spec| spec.host_network != Some(true));
     addresses.iter().all(|(address, port)| {
         candidates.iter().any(|pod| has_address(pod, *address) && (is_alone(pod) || declares(pod, *port)))
     })

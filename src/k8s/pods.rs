@@ -77,7 +77,7 @@ fn has_ended(pod: &Pod) -> bool {
 pub struct Containers {
     /// All names, including init and ephemeral containers: a sidecar may be one of these.
     pub all: Vec<String>,
-    /// Default container: the one in the pod's annotation if there is such a container, else the first, as in kubectl.
+    /// Default container: the one in the pod's annotation if there is such a container, else the first.
     pub default: Option<Label>,
 }
 
@@ -93,7 +93,7 @@ fn containers_of(pod: Pod) -> Option<Containers> {
     let others = [spec.init_containers, spec.ephemeral_containers].into_iter().flatten().flatten();
     let all: Vec<String> = spec.containers.into_iter().chain(others).map(|container| container.name).collect();
     let annotated = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ANNOTATION));
-    // An image or a chart may have renamed the container, and kubectl goes on with the first one then.
+    // A chart may have renamed the container. kubectl refuses to run a command then.
     let default = annotated.filter(|name| all.contains(name)).or_else(|| all.first());
     Some(Containers { default: default.and_then(|name| name.parse().ok()), all })
 }

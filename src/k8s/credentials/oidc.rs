@@ -111,8 +111,8 @@ impl Oidc {
     }
 
     /// Returns a key that identifies the sign-in: another secret or CA bundle needs another one.
-    pub fn identity(&self) -> &str {
-        &self.key
+    pub fn identity(&self) -> String {
+        self.key.clone()
     }
 
     async fn renew(&self, say: Say<'_>) -> Result<Credential, Failure> {
@@ -293,7 +293,7 @@ mod tests {
         ca();
         let path = file.to_str().unwrap();
         let of = |secret: &str, token: &str| {
-            oidc(&[(CLIENT_SECRET, secret), (ID_TOKEN, token), (CA_FILE, path)], Ok(())).identity().to_owned()
+            oidc(&[(CLIENT_SECRET, secret), (ID_TOKEN, token), (CA_FILE, path)], Ok(())).identity()
         };
         let first = of("a", "1");
         assert_eq!(first, of("a", "2"));
