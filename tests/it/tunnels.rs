@@ -232,6 +232,18 @@ async fn a_pod_whose_node_does_not_forward_ports_is_passed_over() {
 }
 
 #[tokio::test]
+async fn what_a_policy_forbids_is_tried_once_and_told_in_its_words() {
+    let app = TestApp::start("").await;
+    app.demo.faults().answer("/portforward", Some(403));
+    let (status, body) = app.get("web.shop.localhost", "/whoami").await;
+    assert!(status == 502 && body.contains("a policy of the cluster"), "{status} {body}");
+    assert!(body.contains("the demo was told to answer so"), "{body}");
+    assert_eq!(app.demo.faults().upgrades_seen(), 0);
+    assert_eq!(app.demo.faults().requests_seen("/portforward"), 1);
+    app.finish().await;
+}
+
+#[tokio::test]
 async fn without_the_right_to_watch_the_wire_tells_when_a_pod_goes() {
     let app = TestApp::start("").await;
     app.demo.faults().forbid("watch", "endpointslices", true);
