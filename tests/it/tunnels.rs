@@ -227,6 +227,16 @@ async fn a_pod_whose_node_does_not_forward_ports_is_passed_over() {
             assert!(status == 200 && pod.trim() != first, "{status} {pod}");
             assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
         }
+        // More streams than a connection takes, so that the other pod seems to have more room.
+        let mut held = Vec::new();
+        for _ in 0..12 {
+            let mut stream = TcpStream::connect(app.http).await.unwrap();
+            stream.write_all(b"GET /sse HTTP/1.1\r\nHost: web.shop.localhost\r\n\r\n").await.unwrap();
+            let came = timeout(Duration::from_secs(8), stream.read(&mut [0; 64])).await;
+            assert!(came.expect("an answer in time").unwrap() > 0);
+            held.push(stream);
+        }
+        drop(held);
         app.finish().await;
     }
 }
