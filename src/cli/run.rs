@@ -164,7 +164,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     };
     let (opened, values) = tokio::select! {
         found = async { tokio::join!(opening, reading) } => found,
-        number = signals.next() => {
+        number = signals.next_end() => {
             reach.forwards.end().await;
             return Ok(ExitCode::from(code_of(number)));
         }

@@ -71,6 +71,18 @@ impl Signals {
         })
         .await
     }
+
+    /// Waits for the next signal that ends a command of adit, and returns its number. Signals without such a default effect, such as
+    /// a resize of the terminal, are ignored: nobody is there yet to pass them on to.
+    pub async fn next_end(&mut self) -> i32 {
+        let has_no_effect = [SignalKind::window_change(), continued()];
+        loop {
+            let number = self.next().await;
+            if !has_no_effect.contains(&SignalKind::from_raw(number)) {
+                return number;
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -6,11 +6,12 @@ use std::{
     os::fd::OwnedFd,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
-use super::Home;
+use super::{Home, Said, send};
 use crate::support::PATIENCE;
 
 /// An interactive shell on its own terminal.
@@ -135,4 +136,18 @@ async fn a_long_wait_says_for_what() {
     terminal.shows("no ready pod behind service shop/broken").await;
     terminal.types("$ADIT run -q --to db=broken.shop --wait 1s -- true; echo code $?\n");
     terminal.shows("code 125").await;
+}
+
+#[tokio::test]
+async fn a_resized_terminal_does_not_end_the_wait() {
+    let home = Home::new().await;
+    let adit = home.adit(&["run", "--to", "db=broken.shop", "--wait", "3s", "--", "true"]).spawn().unwrap();
+    let pid = adit.id().unwrap();
+    // The signals come while it waits for its target.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for signal in ["WINCH", "CONT", "WINCH"] {
+        send(signal, pid).await;
+    }
+    let said = Said::of(tokio::time::timeout(PATIENCE, adit.wait_with_output()).await.expect("it ends").unwrap());
+    assert!(said.code == Some(125) && said.err.contains("no ready pod"), "{said:?}");
 }
