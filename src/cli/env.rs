@@ -57,7 +57,8 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
             let file = std::path::absolute(file)?;
             let form = args.output.unwrap_or(Form::Dotenv);
             if args.keep {
-                keep::keep(running, &file, form, async |router| text(running, router, &args, form).await).await?;
+                let text = async |router: &_| text(running, router, &args, form).await;
+                keep::keep(globals, running, &file, form, text).await?;
                 return Ok(ExitCode::SUCCESS);
             }
             let text = text(running, &router, &args, form).await?;

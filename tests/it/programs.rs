@@ -272,6 +272,48 @@ async fn a_file_of_variables_is_kept_until_adit_ends() {
     }
 }
 
+#[tokio::test]
+async fn a_file_of_variables_has_one_process_that_keeps_it() {
+    let port = free_port().await;
+    let config = format!("tcp: {{k8s: {{routes: {{{port}: {{namespace: data, service: postgres}}}}}}}}\n");
+    let world = World::new(&config, true).await;
+    let file = world.home.folder.path().join(".env").display().to_string();
+    let keepers = || {
+        let command = |process: fs::DirEntry| fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
+        let processes = fs::read_dir("/proc").unwrap().flatten().map(command);
+        processes.filter(|command| command.contains(&format!("--write\0{file}\0")) && command.contains("--keep")).count()
+    };
+    // direnv runs it each time that a shell enters the folder. Another target gives the file other content.
+    for target in ["web=web.shop", "web=web.shop", "echo=tools.shop:echo", "web=web.shop", "web=web.shop"] {
+        let said = world.output(&["env", "--write", &file, "--to", target]).await;
+        assert_eq!(said.code, Some(0), "{said:?}");
+    }
+    eventually("one is left", || async { keepers() == 1 }).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(keepers(), 1, "and it stays");
+}
+
+#[tokio::test]
+async fn a_file_of_variables_is_kept_with_the_options_of_its_command_line() {
+    let world = World::new("", false).await;
+    let kubeconfig = world.home.demo.kubeconfig().display().to_string();
+    let command = |arguments: &[&str]| {
+        let mut command = world.command(&[&["--kubeconfig", &kubeconfig], arguments].concat());
+        command.env("KUBECONFIG", "/nonexistent");
+        command
+    };
+    let _adit = command(&["up"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let socket = world.home.folder.path().join(format!("adit/{}.sock", world.port));
+    eventually("it runs", || async { socket.exists() }).await;
+    let file = world.home.folder.path().join(".env");
+    let said = Said::of(command(&["env", "--write", &file.display().to_string()]).output().await.unwrap());
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let port = free_port().await;
+    world.home.config(&format!("tcp: {{k8s: {{routes: {{{port}: {{namespace: data, service: postgres}}}}}}}}\n"));
+    let line = format!("POSTGRES_SERVICE_PORT=\"{port}\"\n");
+    eventually("the new route is in it", || async { fs::read_to_string(&file).unwrap().contains(&line) }).await;
+}
+
 fn mode(file: &Path) -> u32 {
     std::os::unix::fs::PermissionsExt::mode(&fs::metadata(file).unwrap().permissions()) & 0o777
 }

@@ -1,18 +1,39 @@
 //! `adit env --write FILE`: a background process updates the file, and ends with adit.
 
 use std::{
-    fs, io,
-    os::unix::process::CommandExt,
+    fs::{self, File},
+    io,
+    os::unix::{ffi::OsStrExt, fs::OpenOptionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
+
+use rustix::{
+    fs::{FlockOperation, fcntl_lock},
+    process::{Flock, FlockType, Signal, fcntl_getlk, kill_process},
+};
+use sha2::{Digest, Sha256};
 
 use super::{arguments, form::Form};
 use crate::{
     atomic_file,
-    cli::{report::CliError, run::child::own_program, running::Running},
-    config::validate,
+    cli::{
+        Globals,
+        report::CliError,
+        run::{
+            child::own_program,
+            signals::{ENDS, Signals},
+        },
+        running::Running,
+    },
 };
+
+/// Pause between two attempts to become the keeper of a file.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// Maximum number of these attempts: 10 s. The keeper before ends at once, unless it is stopped.
+const MOST_TRIES: usize = 500;
 
 /// First line of a file whose adit has ended.
 const STALE: &str = "stale: the adit of these variables has ended; start it, and write them again";
@@ -69,9 +90,53 @@ pub fn start_keeper(file: &Path) -> Result<(), CliError> {
     }
 }
 
+/// Ends the keeper that a file has already, so that a file has one, however often it is written: direnv writes it each time that
+/// a shell enters the folder, and each keeper takes one of the running adit's places for listeners. The lock is beside the socket
+/// of that adit.
+///
+/// # Errors
+/// The lock cannot be created, or the keeper before does not end.
+async fn only_keeper(running: &Running, file: &Path) -> io::Result<File> {
+    let digest = Sha256::digest(target(file).as_os_str().as_bytes());
+    let id: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let path = running.socket.with_file_name(format!("env-{id}.lock"));
+    let lock = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    for _ in 0..MOST_TRIES {
+        match fcntl_lock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(lock),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // The kernel knows the process that has the lock, so this is never another one with an old number.
+        if let Some(pid) = fcntl_getlk(&lock, &Flock::from(FlockType::WriteLock))?.and_then(|held| held.pid) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// Keeps the file until adit ends, another program changes the file, or another keeper or a signal ends this one.
+pub async fn keep(
+    globals: &Globals,
+    running: &Running,
+    file: &Path,
+    form: Form,
+    text: impl AsyncFnMut(&crate::routing::Router) -> Result<String, CliError>,
+) -> Result<(), CliError> {
+    let mut signals = Signals::new(ENDS)?;
+    let _only = only_keeper(running, file).await?;
+    tokio::select! {
+        kept = update(globals, running, file, form, text) => kept,
+        // Between two awaits, so the file is complete.
+        _ = signals.next() => Ok(()),
+    }
+}
+
 /// Updates the file after each change of adit's configuration, and marks it stale once adit has ended. Stops if another program
 /// has changed the file.
-pub async fn keep(
+async fn update(
+    globals: &Globals,
     running: &Running,
     file: &Path,
     form: Form,
@@ -83,7 +148,8 @@ pub async fn keep(
         if fs::read_to_string(file).ok().as_deref() != Some(written.as_str()) {
             return Ok(());
         }
-        let Some(config) = status.config.as_deref().and_then(|config| validate::load(config).ok()) else { continue };
+        // The running adit has this configuration only while both use the same file.
+        let Some(config) = globals.load().ok().filter(|config| config.source == status.config) else { continue };
         let (_, router) = crate::cli::router(config);
         // A target that cannot be opened now may work later: keep the file.
         let Ok(text) = text(&router).await else { continue };
