@@ -38,9 +38,13 @@ const NAMES: [&str; 8] = [
     "/Applications/Chromium.app/Contents/MacOS/Chromium",
 ];
 
-pub fn run(globals: &Globals, args: &Args) -> Result<(), CliError> {
+pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     let config = globals.load()?;
-    globals.check_context(&config)?;
+    if let Some(context) = proxy::other_context(globals, &config).await? {
+        let title = format!("the browser would not reach context {context}: its proxy settings cannot name a context");
+        let hint = "restart adit with this --context, or open the URL that 'adit url' prints for the Service";
+        return Err(CliError::new(title).hint(Some(hint)));
+    }
     let address = proxy::address(&config)?;
     let domain = config.proxy.as_ref().map_or(defaults::CLUSTER_DOMAIN, |proxy| proxy.cluster_domain.as_str());
     let url = url(&args.target, globals.namespace.as_ref(), domain)?;

@@ -248,12 +248,12 @@ fn run(globals: &Globals, command: Command) -> Result<ExitCode, CliError> {
         Command::Jump(args) => return block_on(jump::run(globals, args)),
         Command::Top(args) => return to_end(top::run(globals, args)),
         Command::Ui(args) => return block_on(ui::run(globals, args)),
+        Command::Proxy(args) => return block_on(proxy::run(globals, args)),
+        Command::Browser(args) => return block_on(browser::run(globals, args)),
         Command::Unlock(args) => return block_on(unlock::run(globals, args)),
         Command::Stop(args) => return block_on(stop::run(globals, args)),
         Command::Init(args) => init::run(globals, args),
         Command::Check(args) => check::run(globals, args),
-        Command::Proxy(args) => proxy::run(globals, &args),
-        Command::Browser(args) => browser::run(globals, &args),
         Command::Schema(args) => schema::run(args),
         Command::Completion(args) => completion::run(args),
         Command::Package(args) => package::run(args),
@@ -362,16 +362,17 @@ impl Globals {
         if self.kubeconfig.is_none() && is_of_config() { None } else { shell::named(&files) }
     }
 
-    /// Checks that the context of the command line exists, for commands that ask no cluster.
+    /// Checks that the context of the command line exists, for commands that ask no cluster. Returns it, and the current context of
+    /// the kubeconfig. `None`: the command line has none.
     ///
     /// # Errors
     /// Fails if the kubeconfig was read, and has no such context.
-    pub fn check_context(&self, config: &Config) -> Result<(), CliError> {
-        let Some(context) = config.default_context.clone().filter(|_| self.context.is_some()) else { return Ok(()) };
+    pub fn check_context(&self, config: &Config) -> Result<Option<(ContextName, Option<ContextName>)>, CliError> {
+        let Some(context) = config.default_context.clone().filter(|_| self.context.is_some()) else { return Ok(None) };
         let (_, router) = router(config.clone());
         let contexts = &router.http_contexts;
         if !contexts.lacks(&context) {
-            return Ok(());
+            return Ok(Some((context, contexts.current.clone())));
         }
         let files = contexts.kubeconfig.0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
         let known = contexts.namespaces.keys().cloned().collect();

@@ -6,7 +6,10 @@ use super::{
     Globals,
     report::{CliError, print, table},
 };
-use crate::config::{Config, listen::of_this_machine};
+use crate::{
+    admin::socket,
+    config::{Config, ContextName, listen::of_this_machine, shell::quoted},
+};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  adit proxy\n  adit --context prod proxy\n  eval \"$(adit proxy --env)\"")]
@@ -16,13 +19,35 @@ pub struct Args {
     env: bool,
 }
 
-pub fn run(globals: &Globals, args: &Args) -> Result<(), CliError> {
+pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     let config = globals.load()?;
-    globals.check_context(&config)?;
+    let is_default = other_context(globals, &config).await?.is_none();
     let address = address(&config)?;
     let user = globals.context.clone().map(String::from).unwrap_or_default();
-    let proxy = Proxy { address, user, proxy: globals.command("proxy"), browser: globals.command("browser") };
+    let [proxy, browser, up, url] = ["proxy", "browser", "up", "url"].map(|name| globals.command(name));
+    let proxy = Proxy { address, user, is_default, proxy, browser, up, url };
     print(&if args.env { proxy.variables() } else { proxy.lines() })
+}
+
+/// Returns the context of the command line, if clients that name none reach another one: browsers and desktops, because a PAC file
+/// has no user name.
+///
+/// # Errors
+/// The kubeconfig has no such context, or the configuration is invalid.
+pub async fn other_context(globals: &Globals, config: &Config) -> Result<Option<ContextName>, CliError> {
+    let Some((wanted, current)) = globals.check_context(config)? else { return Ok(None) };
+    let running = match socket::of_port(config.http.listen.first().map_or(0, SocketAddr::port)).await {
+        Some(socket) => socket::status(&socket).await.ok().map(|status| status.overview.context),
+        None => None,
+    };
+    let default = match running {
+        Some(context) => context,
+        None => {
+            let of_file = Globals { context: None, ..globals.clone() }.load()?.default_context;
+            of_file.or(current).map(String::from)
+        }
+    };
+    Ok((default.as_deref() != Some(wanted.as_str())).then_some(wanted))
 }
 
 /// Returns the address at which local programs reach the forward proxy.
@@ -62,9 +87,13 @@ struct Proxy {
     address: SocketAddr,
     /// The context, as the user name in proxy URLs. Empty: the default one.
     user: String,
-    /// `adit proxy` and `adit browser` with the options of this command line.
+    /// Whether clients that name no context reach this one.
+    is_default: bool,
+    /// Commands of adit with the options of this command line.
     proxy: String,
     browser: String,
+    up: String,
+    url: String,
 }
 
 impl Proxy {
@@ -82,20 +111,35 @@ impl Proxy {
     fn lines(&self) -> String {
         let (socks, http, pac) = (self.url("socks5h"), self.url("http"), pac(self.address));
         let (host, port) = (self.address.ip(), self.address.port());
+        let user = if self.user.is_empty() { String::new() } else { format!(" -Duser.name={}", quoted(&self.user)) };
         let rows = [
             ["curl".to_owned(), format!("curl --proxy {socks} http://web.shop.svc.cluster.local/")],
             ["a shell".to_owned(), format!("eval \"$({} --env)\"", self.proxy)],
-            ["Chromium".to_owned(), format!("{} web.shop", self.browser)],
-            ["Firefox".to_owned(), format!("Settings, Network Settings, Automatic proxy configuration URL: {pac}")],
-            ["macOS".to_owned(), format!("networksetup -setautoproxyurl Wi-Fi {pac}")],
-            ["GNOME".to_owned(), format!("gsettings set org.gnome.system.proxy autoconfig-url {pac}")],
             ["Python".to_owned(), format!("ALL_PROXY={socks}, with requests[socks] or httpx[socks]")],
             ["Node".to_owned(), format!("NODE_USE_ENV_PROXY=1 HTTP_PROXY={http} HTTPS_PROXY={http}")],
             ["gRPC".to_owned(), format!("HTTPS_PROXY={http}")],
             ["git".to_owned(), format!("git -c http.proxy={socks}")],
-            ["JVM".to_owned(), format!("-DsocksProxyHost={host} -DsocksProxyPort={port}: every connection of the JVM")],
+            [
+                "JVM".to_owned(),
+                format!("-DsocksProxyHost={host} -DsocksProxyPort={port}{user}: every connection of the JVM"),
+            ],
         ];
-        table(&rows.map(|row| row.to_vec()))
+        let browsers = match self.is_default {
+            true => vec![
+                ["Chromium".to_owned(), format!("{} web.shop", self.browser)],
+                ["Firefox".to_owned(), format!("Settings, Network Settings, Automatic proxy configuration URL: {pac}")],
+                ["macOS".to_owned(), format!("networksetup -setautoproxyurl Wi-Fi {pac}")],
+                ["GNOME".to_owned(), format!("gsettings set org.gnome.system.proxy autoconfig-url {pac}")],
+            ],
+            false => vec![[
+                "browsers".to_owned(),
+                format!(
+                    "their proxy settings cannot name a context: restart adit with '{}', or open the URL of '{} web.shop'",
+                    self.up, self.url
+                ),
+            ]],
+        };
+        table(&rows.into_iter().chain(browsers).map(|row| row.to_vec()).collect::<Vec<_>>())
     }
 }
 
@@ -109,8 +153,11 @@ mod tests {
         let of = |user: &str| Proxy {
             address,
             user: user.to_owned(),
+            is_default: true,
             proxy: "adit --context prod proxy".to_owned(),
             browser: "adit --context prod browser".to_owned(),
+            up: "adit --context prod up".to_owned(),
+            url: "adit --context prod url".to_owned(),
         };
         assert_eq!(of("").url("socks5h"), "socks5h://127.0.0.1:8989");
         assert_eq!(of("prod").url("socks5h"), "socks5h://prod@127.0.0.1:8989");
@@ -119,6 +166,11 @@ mod tests {
         assert!(shell.contains("export all_proxy='socks5h://127.0.0.1:8989'\n"), "{shell}");
         let lines = of("prod").lines();
         assert!(lines.contains("$(adit --context prod proxy --env)"), "{lines}");
-        assert!(lines.contains("adit --context prod browser web.shop"), "{lines}");
+        assert!(lines.contains("adit --context prod browser web.shop") && lines.contains("proxy.pac"), "{lines}");
+        assert!(lines.contains("-DsocksProxyPort=8989 -Duser.name=prod:"), "{lines}");
+        // A PAC file has no user name, so nothing that uses it may claim to reach another context.
+        let lines = Proxy { is_default: false, ..of("prod") }.lines();
+        assert!(!lines.contains("proxy.pac") && !lines.contains("browser web.shop"), "{lines}");
+        assert!(lines.contains("'adit --context prod up', or open the URL of 'adit --context prod url web.shop'"), "{lines}");
     }
 }

@@ -314,6 +314,29 @@ async fn a_file_of_variables_is_kept_with_the_options_of_its_command_line() {
     eventually("the new route is in it", || async { fs::read_to_string(&file).unwrap().contains(&line) }).await;
 }
 
+#[tokio::test]
+async fn a_browser_never_reaches_another_context_than_that_of_the_command_line() {
+    let world = World::new("", false).await;
+    let kubeconfig = world.home.demo.kubeconfig();
+    let text = fs::read_to_string(&kubeconfig).unwrap();
+    let other = "contexts:\n- {name: other, context: {cluster: demo, user: demo}}\n";
+    fs::write(&kubeconfig, text.replacen("contexts:\n", other, 1)).unwrap();
+    let browser = async |context: &str| {
+        let said =
+            world.output(&["--context", context, "browser", "--browser", "/bin/true", "web.shop"]).await;
+        let lines = world.output(&["--context", context, "proxy"]).await.out;
+        assert_eq!(said.code == Some(0), lines.contains("/proxy.pac"), "{said:?} {lines}");
+        assert!(said.code == Some(0) || said.err.contains(&format!("would not reach context {context}")), "{said:?}");
+        said.code
+    };
+    assert_eq!((browser("demo").await, browser("other").await), (Some(0), Some(1)));
+    let mut adit = world.command(&["up", "--context", "other"]);
+    let _adit = adit.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let socket = world.home.folder.path().join(format!("adit/{}.sock", world.port));
+    eventually("it runs", || async { socket.exists() }).await;
+    assert_eq!((browser("demo").await, browser("other").await), (Some(1), Some(0)));
+}
+
 fn mode(file: &Path) -> u32 {
     std::os::unix::fs::PermissionsExt::mode(&fs::metadata(file).unwrap().permissions()) & 0o777
 }
