@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Globals, report::CliError, run::progress::Progress};
+use super::{Globals, report::CliError, run::progress::Progress, service};
 use crate::{
     admin::{
         api::{
@@ -199,10 +199,11 @@ fn opened(name: Option<String>, answer: OpenAnswer) -> Option<Opened> {
 /// Returns the error for an adit that does not answer. `None`: no process listens; a killed one has left the socket.
 pub async fn silent(socket: &Path, error: CallError) -> Option<CliError> {
     let pid = socket::owner(socket).await?;
-    Some(
-        CliError::new(format!("{error} (pid {pid})"))
-            .hint(Some(format!("it is stopped, or hangs: end it with 'kill -9 {pid}', and start it again"))),
-    )
+    let end = match service::restart(pid.cast_unsigned()) {
+        Some(restart) => format!("start it again with '{restart}'"),
+        None => format!("end it with 'kill -9 {pid}', and start it again"),
+    };
+    Some(CliError::new(format!("{error} (pid {pid})")).hint(Some(format!("it is stopped, or hangs: {end}"))))
 }
 
 /// Returns the error for a target that cannot be reached.

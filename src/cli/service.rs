@@ -166,6 +166,50 @@ pub fn installed() -> Option<(PathBuf, Installed)> {
     })
 }
 
+/// Folders with units of systemd, beside the user's own; `true`: of the whole system, not of a user.
+const UNITS: [(&str, bool); 4] = [
+    ("/etc/systemd/user", false),
+    ("/usr/lib/systemd/user", false),
+    ("/etc/systemd/system", true),
+    ("/usr/lib/systemd/system", true),
+];
+
+fn restart_unit(of_system: bool) -> String {
+    let manager = if of_system { "sudo systemctl" } else { "systemctl --user" };
+    format!("{manager} restart {}", systemd::SERVICE_UNIT)
+}
+
+/// Returns the command that starts, or restarts, the service to whose socket unit an address belongs. `None`: it belongs to no
+/// socket unit of adit.
+pub fn of_address(address: SocketAddr) -> Option<String> {
+    let own = Manager::Systemd.folder().ok().map(|folder| (folder, false));
+    let all = own.into_iter().chain(UNITS.map(|(folder, of_system)| (folder.into(), of_system)));
+    let has_it = |folder: &Path| {
+        let text = fs::read_to_string(folder.join(systemd::SOCKET_UNIT)).unwrap_or_default();
+        text.lines().any(|line| line.trim() == format!("ListenStream={address}"))
+    };
+    all.into_iter().find(|(folder, _)| has_it(folder)).map(|(_, of_system)| restart_unit(of_system))
+}
+
+/// Returns the command that restarts adit where a service manager has started it. `None`: it is no service.
+pub fn restart(pid: u32) -> Option<String> {
+    match Manager::here() {
+        Manager::Systemd => of_cgroup(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?),
+        Manager::Launchd => {
+            let output = subprocess::output(Command::new("launchctl").args(["list", launchd::LABEL]), ANSWER_WITHIN);
+            let is_it = String::from_utf8_lossy(&output.ok()?.stdout).contains(&format!("\"PID\" = {pid};"));
+            is_it.then(|| format!("launchctl kickstart -k {}", target()))
+        }
+    }
+}
+
+/// Does the same for the control groups of a process (cgroups(7)): systemd gives each unit one with its name.
+fn of_cgroup(groups: &str) -> Option<String> {
+    let unit = format!("/{}", systemd::SERVICE_UNIT);
+    let group = groups.lines().find(|line| line.ends_with(&unit))?;
+    Some(restart_unit(!group.contains("/user@")))
+}
+
 /// Returns launchd's name of the user's session.
 fn domain() -> String {
     format!("gui/{}", rustix::process::getuid().as_raw())
@@ -177,6 +221,9 @@ fn target() -> String {
 
 /// Time limit of the service manager's command. systemd gives a service 90 s to stop and 90 s to start.
 const PATIENCE: Duration = Duration::from_secs(200);
+
+/// Time limit of launchd's answer about a service.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// A command of the service manager.
 struct Step {
@@ -375,4 +422,20 @@ fn status(manager: Manager) -> Result<ExitCode, CliError> {
     let runs = step.run().is_ok();
     print(if runs { "running\n" } else { "not running: 'adit service install' starts it\n" })?;
     Ok(ExitCode::from(if runs { 0 } else { 3 }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_is_restarted_by_its_manager() {
+        let user = "0::/user.slice/user-1000.slice/user@1000.service/app.slice/adit.service\n";
+        assert_eq!(of_cgroup(user).as_deref(), Some("systemctl --user restart adit.service"));
+        let system = "1:name=systemd:/system.slice/adit.service\n0::/system.slice/adit.service\n";
+        assert_eq!(of_cgroup(system).as_deref(), Some("sudo systemctl restart adit.service"));
+        for other in ["", "0::/user.slice/session-1.scope\n", "0::/system.slice/my-adit.service\n"] {
+            assert_eq!(of_cgroup(other), None, "{other}");
+        }
+    }
 }

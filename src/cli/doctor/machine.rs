@@ -98,7 +98,10 @@ async fn listeners(scope: &Scope) -> Vec<Check> {
                     owner.as_ref().map(|owner| format!(" by {} (pid {})", owner.name, owner.pid)).unwrap_or_default();
                 let says = if taken { format!("{address} is taken{by}") } else { error.to_string() };
                 let check = Check::new(ID, GROUP, Status::Fail, says);
+                // systemd has the sockets of its units, and must not be ended: with the user's one, the session ends.
+                let is_systemd = owner.as_ref().is_some_and(|owner| owner.name == "systemd");
                 checks.push(match (taken, kind) {
+                    (true, _) if is_systemd => of_systemd(check, &error, cli::service::of_address(address)),
                     (true, bind::Kind::Http) => check.fix("listen on a free port", Some(on_a_free_port.clone())),
                     (true, _) if owner.is_some() => {
                         let (other, owner) = (error.other_port(), owner.unwrap_or_default());
@@ -123,6 +126,17 @@ async fn listeners(scope: &Scope) -> Vec<Check> {
         checks.insert(0, Check::new(ID, GROUP, Status::Ok, format!("adit can listen on {}", free.join(", "))));
     }
     checks
+}
+
+/// Completes the check of an address that a socket unit has. `restart`: the command, if it is the unit of adit.
+fn of_systemd(check: Check, error: &BindError, restart: Option<String>) -> Check {
+    match restart {
+        Some(restart) => check.fix("it is adit.socket's: start adit as the service", Some(restart)),
+        None => {
+            let fix = format!("{}, or stop the socket unit that has it", error.other_port());
+            check.fix(fix, Some("systemctl list-sockets; systemctl --user list-sockets".to_owned()))
+        }
+    }
 }
 
 fn free_port() -> u16 {
@@ -248,6 +262,19 @@ mod tests {
         let globals = <crate::cli::Cli as clap::Parser>::parse_from(["adit"]).globals;
         let says = configuration(&Scope::new(clusters, router, &globals, None), None).says;
         assert!(says.ends_with("has 3 routes"), "{says}");
+    }
+
+    #[test]
+    fn systemd_is_never_ended() {
+        let address = "127.0.0.1:8989".parse().unwrap();
+        let of = |restart: Option<&str>| {
+            let source = std::io::ErrorKind::AddrInUse.into();
+            let error = BindError { kind: bind::Kind::Http, address, asked_by: String::new(), source };
+            let check = Check::new("listen-port", GROUP, Status::Fail, "taken");
+            of_systemd(check, &error, restart.map(str::to_owned)).fix.unwrap().command.unwrap()
+        };
+        assert_eq!(of(Some("systemctl --user restart adit.service")), "systemctl --user restart adit.service");
+        assert!(!of(None).contains("kill"));
     }
 
     #[test]

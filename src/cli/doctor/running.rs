@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     admin::{api::answers::Status as Answer, socket},
-    cli::running::Running,
+    cli::{running::Running, service},
 };
 
 const GROUP: Group = Group::Running;
@@ -44,7 +44,7 @@ pub async fn checks(scope: &Scope) -> Vec<Check> {
         (None, _) => none(check),
         (Some(pid), Err(error)) => check(Status::Fail, format!("{error} (pid {pid})"))
             .detail(Some(format!("its socket is {}", socket.display())))
-            .fix("end it and start it again", Some(format!("kill -9 {pid} && adit{}", scope.option()))),
+            .fix("end it and start it again", Some(again(scope, pid.cast_unsigned(), "kill -9"))),
     }]
 }
 
@@ -53,6 +53,11 @@ async fn with_file(scope: &Scope) -> Option<Answer> {
     let file = scope.router.config.source.as_ref()?;
     let answers = join_all(socket::sockets().iter().map(|socket| socket::status(socket))).await;
     answers.into_iter().flatten().find(|status| status.overview.config.as_ref() == Some(file))
+}
+
+/// Returns the command that ends an adit and starts it again. A service manager would start a service again by itself, beside it.
+fn again(scope: &Scope, pid: u32, kill: &str) -> String {
+    service::restart(pid).unwrap_or_else(|| format!("{kill} {pid} && adit{}", scope.option()))
 }
 
 fn none(check: impl Fn(Status, String) -> Check) -> Check {
@@ -71,7 +76,7 @@ fn of_status(scope: &Scope, status: &Answer) -> Vec<Check> {
             Status::Warn,
             format!("its version is {}, and this program's {own}", overview.version),
         )
-        .fix("end it and start it again", Some(format!("kill {} && adit{}", overview.pid, scope.option()))),
+        .fix("end it and start it again", Some(again(scope, overview.pid, "kill"))),
     });
     all.push(match &overview.rejected {
         None => Check::new(
