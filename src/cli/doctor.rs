@@ -21,7 +21,7 @@ mod trust;
 mod way;
 
 use std::{
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write as _},
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -110,7 +110,10 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let (clusters, router) = super::router(config);
     let scope = Arc::new(Scope::new(clusters, router, globals, args.target.as_deref()));
     if args.rbac {
-        return print(&rbac::roles(&scope).await?).map(|()| ExitCode::SUCCESS);
+        let (roles, note) = rbac::roles(&scope).await?;
+        // If stderr is closed, nobody can be told.
+        let _ = io::stderr().write_all(note.unwrap_or_default().as_bytes());
+        return print(&roles).map(|()| ExitCode::SUCCESS);
     }
     if let Some(target) = &args.target
         && let Err(error) = scope.named(target)

@@ -157,26 +157,52 @@ pub fn needs(of: &Of, namespace: &Namespace) -> Vec<Need> {
     needs
 }
 
-/// Returns the Roles and RoleBindings of all contexts as YAML, one of each per namespace.
+/// Returns the Roles and RoleBindings of the default context as YAML, one of each per namespace. kubectl applies a file to one
+/// cluster, and those of several contexts may have the same namespace and name. Then also returns a note about the others.
 ///
 /// # Errors
-/// There is no context.
-pub async fn roles(scope: &Scope) -> Result<String, CliError> {
-    if scope.contexts.is_empty() {
-        return Err(CliError::new("the kubeconfig has no current context")
-            .hint(Some(format!("{} config use-context NAME, or use --context", scope.kubectl()))));
-    }
+/// There is no context, or it is not clear which one is meant.
+pub async fn roles(scope: &Scope) -> Result<(String, Option<String>), CliError> {
+    let (of, note) = chosen(scope)?;
     let mut text = String::new();
-    for of in &scope.contexts {
-        let (user, relays) = tokio::join!(who(scope, of), of_relays(scope, of));
-        for namespace in
-            of.namespaces.iter().filter(|namespace| scope.namespace.as_ref().is_none_or(|only| only == *namespace))
-        {
-            let beside = relays.get(namespace).cloned().unwrap_or_default();
-            text.push_str(&role(of, namespace, beside, user.as_deref()));
-        }
+    let (user, relays) = tokio::join!(who(scope, of), of_relays(scope, of));
+    for namespace in
+        of.namespaces.iter().filter(|namespace| scope.namespace.as_ref().is_none_or(|only| only == *namespace))
+    {
+        let beside = relays.get(namespace).cloned().unwrap_or_default();
+        text.push_str(&role(of, namespace, beside, user.as_deref()));
     }
-    Ok(text)
+    Ok((text, note))
+}
+
+/// Returns the context whose Roles are printed, and the note about the others that the configuration uses.
+fn chosen(scope: &Scope) -> Result<(&Of, Option<String>), CliError> {
+    let contexts = &scope.router.http_contexts;
+    let default = scope.router.config.default_context.as_ref().or(contexts.current.as_ref());
+    let is_default = |of: &&Of| Some(&of.id.context) == default;
+    let is_of_http = |of: &&Of| of.id.kubeconfig == contexts.kubeconfig;
+    let all = || scope.contexts.iter();
+    let found = all().filter(is_of_http).find(is_default).or_else(|| all().find(is_default));
+    let names: Vec<String> =
+        all().filter(|of| Some(of.context()) != found.map(Of::context)).map(|of| of.id.context.to_string()).collect();
+    match (found, &scope.contexts[..]) {
+        (Some(of), _) if names.is_empty() || scope.globals.context.is_some() => Ok((of, None)),
+        (Some(of), _) => {
+            let command = scope.globals.command_in("doctor", Some(&names[0]));
+            let (context, names) = (of.context(), names.join(", "));
+            let note = format!(
+                "note: these are the Roles of context {context}; the configuration also uses {names}\n\
+                 hint: {command} --rbac\n"
+            );
+            Ok((of, Some(note)))
+        }
+        (None, [of]) => Ok((of, None)),
+        (None, []) => Err(CliError::new("the kubeconfig has no current context")
+            .hint(Some(format!("{} config use-context NAME, or use --context", scope.kubectl())))),
+        (None, _) => Err(CliError::new("the kubeconfig has no current context, and the configuration uses several")
+            .cause(Some(format!("they are {}", names.join(", "))))
+            .hint(Some("choose one with --context"))),
+    }
 }
 
 async fn who(scope: &Scope, of: &Of) -> Option<String> {
@@ -234,8 +260,29 @@ fn subject(user: Option<&str>) -> String {
 mod tests {
     use std::collections::BTreeSet;
 
+    use clap::Parser;
+
     use super::*;
-    use crate::routing::ClusterId;
+    use crate::{cli::Cli, config::validate, routing::ClusterId};
+
+    #[test]
+    fn the_roles_are_those_of_one_context() {
+        let of = |text: &str, arguments: &[&str]| {
+            let mut config = validate::parse(std::path::Path::new("c"), text.as_bytes()).unwrap();
+            let globals = Cli::parse_from(arguments).globals;
+            globals.overrides().unwrap().apply(&mut config);
+            let (clusters, router) = crate::cli::router(config);
+            let scope = Scope::new(clusters, router, &globals, None);
+            chosen(&scope).map(|(of, note)| (of.context().to_owned(), note)).map_err(|error| error.to_string())
+        };
+        let routes = "http: {k8s: {kubeconfig: /nonexistent, routes: {a.localhost: {context: dev, service: x}, \
+                      b.localhost: {context: prod, service: x}}}}\n";
+        let with_default = format!("default_context: dev\n{routes}");
+        let (context, note) = of(&with_default, &["adit"]).unwrap();
+        assert!(context == "dev" && note.as_ref().is_some_and(|note| note.contains("--context prod doctor --rbac")), "{note:?}");
+        assert_eq!(of(&with_default, &["adit", "--context", "prod"]), Ok(("prod".to_owned(), None)));
+        assert!(of(routes, &["adit"]).unwrap_err().contains("several"));
+    }
 
     #[test]
     fn a_role_has_each_resource_once_and_nothing_that_is_not_used() {
