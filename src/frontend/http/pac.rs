@@ -12,7 +12,7 @@ use http::{
 
 use super::body::{Body, body_of};
 use crate::{
-    config::{Config, listen::of_this_machine},
+    config::{Config, SniBackend, listen::of_this_machine},
     routing::{Router, table},
 };
 
@@ -56,13 +56,17 @@ fn listener(config: &Config, local: SocketAddr) -> SocketAddr {
 fn script(router: &Router, cluster_domain: &str, at: SocketAddr) -> String {
     let of_contexts = router.http_contexts.namespaces.values().flatten().map(ToString::to_string);
     let of_aliases = router.config.contexts.values().filter_map(|alias| Some(alias.namespace.as_ref()?.to_string()));
-    let of_routes = router.config.http.routes.values();
-    let of_routes = of_routes.filter_map(|route| Some(route.destination.namespace.as_ref()?.to_string()));
+    let routes = router.config.http.routes.values().map(|route| &route.destination);
+    let routes = routes.chain(router.config.tcp.routes.values().map(|route| &route.destination));
+    let of_sni = router.config.sni.iter().flat_map(|sni| sni.routes.values()).filter_map(|route| match &route.backend {
+        SniBackend::Kubernetes(destination) => Some(&**destination),
+        SniBackend::Command(_) => None,
+    });
+    let of_routes = routes.clone().chain(of_sni);
+    let of_routes = of_routes.filter_map(|destination| Some(destination.namespace.as_ref()?.to_string()));
     let namespaces: BTreeSet<String> = of_contexts.chain(of_aliases).chain(of_routes).collect();
-    let jumps = router.config.http.routes.values().map(|route| &route.destination);
-    let jumps = jumps.chain(router.config.tcp.routes.values().map(|route| &route.destination));
     let hosts: BTreeSet<String> =
-        jumps.filter_map(|destination| Some(destination.jump.as_ref()?.target.host.to_lowercase())).collect();
+        routes.filter_map(|destination| Some(destination.jump.as_ref()?.target.host.to_lowercase())).collect();
     let list = |names: Vec<String>| serde_json::Value::from(names).to_string();
     let suffixes = list(vec![".svc".to_owned(), format!(".svc.{cluster_domain}")]);
     let (namespaces, hosts) = (list(namespaces.into_iter().collect()), list(hosts.into_iter().collect()));
@@ -107,5 +111,17 @@ mod tests {
             let found = of_this_machine(listener(&config, local.parse().unwrap()));
             assert_eq!(found.to_string(), wanted, "{listen}");
         }
+    }
+
+    #[test]
+    fn the_namespaces_of_every_kind_of_route_are_of_the_cluster() {
+        let text = "http: {k8s: {routes: {a.localhost: {namespace: a, service: x}}}}\n\
+                    tcp: {k8s: {routes: {10: {namespace: b, service: x}}}}\n\
+                    sni: {listen: '127.0.0.1:0', routes: {c.test: {k8s: {namespace: c, service: x}}}}\n";
+        let config = validate::parse(std::path::Path::new("test.yaml"), text.as_bytes()).unwrap();
+        let contexts = std::sync::Arc::<crate::routing::Contexts>::default();
+        let router = Router { config: config.into(), http_contexts: contexts.clone(), tcp_contexts: contexts };
+        let script = script(&router, "cluster.local", "127.0.0.1:1".parse().unwrap());
+        assert!(script.contains("var namespaces = [\"a\",\"b\",\"c\"];"), "{script}");
     }
 }
