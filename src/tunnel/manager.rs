@@ -120,8 +120,8 @@ pub struct TunnelSnapshot {
     /// Display of the target.
     pub id: Arc<str>,
     pub target: Option<Target>,
-    /// Port of the Service that the target names. `None`: no session.
-    pub port: Option<u16>,
+    /// Port of the Service that the target names, and the port of the pod. `None`: no session.
+    pub ports: Option<(u16, u16)>,
     /// `starting`, `running`, `failed` or `stopping`.
     pub state: &'static str,
     /// Pods that the session uses now.
@@ -150,6 +150,8 @@ pub struct TunnelSnapshot {
     pub recent: (u64, u64),
     pub first_byte: Percentiles,
     pub last_error: Option<String>,
+    /// Advice about the error of a failed tunnel.
+    pub hint: Option<String>,
 }
 
 /// Guard of a tunnel in the list. Ends the tunnel when its task ends, also by a panic: nobody may wait for it then.
@@ -386,11 +388,11 @@ impl Tunnels {
 }
 
 fn snapshot(tunnel: &Tunnel) -> TunnelSnapshot {
-    let (state, running) = match &*tunnel.view.borrow() {
-        View::Starting(_) => ("starting", None),
-        View::Running(running) => ("running", Some(running.clone())),
-        View::Failed(..) => ("failed", None),
-        View::Over => ("stopping", None),
+    let (state, running, hint) = match &*tunnel.view.borrow() {
+        View::Starting(_) => ("starting", None, None),
+        View::Running(running) => ("running", Some(running.clone()), None),
+        View::Failed(error, _) => ("failed", None, error.hint()),
+        View::Over => ("stopping", None, None),
     };
     let gauge = |read: fn(&crate::backend::SessionGauges) -> u64| {
         running.as_ref().map_or(0, |running| read(running.session.gauges()))
@@ -400,7 +402,7 @@ fn snapshot(tunnel: &Tunnel) -> TunnelSnapshot {
     TunnelSnapshot {
         id: tunnel.id.clone(),
         target: Some(tunnel.target.clone()),
-        port: running.as_ref().map(|running| running.endpoint.port.number),
+        ports: running.as_ref().map(|running| (running.endpoint.port.number, running.endpoint.container_port)),
         state,
         pods: running.as_ref().map(|running| running.session.pods()).unwrap_or_default(),
         transport: running.as_ref().map(|running| running.endpoint.protocol),
@@ -417,5 +419,6 @@ fn snapshot(tunnel: &Tunnel) -> TunnelSnapshot {
         recent: tunnel.history.recent(),
         first_byte: tunnel.history.first_byte(),
         last_error: tunnel.last_error.lock().expect("no panic while the lock is held").clone(),
+        hint,
     }
 }

@@ -338,6 +338,7 @@ async fn what_was_wanted_in_vain_needs_attention() {
     assert_eq!(found("kind", "not-ready")["command"], format!("{doctor} broken.shop.localhost"));
     let failed = found("tunnel", "demo/shop/nothing");
     assert_eq!((&failed["kind"], &failed["command"]), (&"tunnel".into(), &format!("{doctor} nothing.shop").into()));
+    assert!(failed["hint"].is_string(), "{failed}");
     assert!(visit.get("/").await.body.contains(&format!("{doctor} nothing.shop")));
 }
 

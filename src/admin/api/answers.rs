@@ -317,7 +317,7 @@ pub struct Service {
     pub url: String,
     /// The target of the URL, or the reason that it has none.
     pub target: String,
-    /// `service`, `http` or `tcp`: where it comes from.
+    /// `service`; or the kind of the route: `http`, `tcp`, `sni`, or `jump` for one with `via`.
     pub from: String,
     pub context: Option<String>,
     pub namespace: Option<String>,
@@ -533,7 +533,7 @@ impl TunnelAnswer {
         let buckets = history.iter().flat_map(|history| history.first_byte_counts());
         let first_byte = buckets.map(|(upto_ms, count)| Bucket { upto_ms, count }).collect();
         let per_second = history.as_ref().map(|history| history.per_second()).unwrap_or_default();
-        let kubectl = snapshot.as_ref().and_then(|tunnel| ways::kubectl(tunnel.target.as_ref()?, tunnel.port));
+        let kubectl = snapshot.as_ref().and_then(|tunnel| ways::kubectl(tunnel.target.as_ref()?, tunnel.ports));
         let names = {
             let target = snapshot.as_ref().and_then(|tunnel| tunnel.target.as_ref());
             ways::names(&source.router(), id, target, source.facts().port())

@@ -140,7 +140,7 @@ fn of_tunnel(tunnel: &TunnelSnapshot, router: &Router) -> Attention {
         kind: "tunnel".to_owned(),
         title: format!("{} cannot be reached", tunnel.id),
         cause: tunnel.last_error.clone(),
-        hint: None,
+        hint: tunnel.hint.clone(),
         command: tunnel.target.as_ref().and_then(|target| doctor(target, router)),
         tunnel: Some(tunnel.id.to_string()),
     }

@@ -10,7 +10,10 @@ use super::{
     ways::{self, Speaks},
 };
 use crate::{
-    config::{ContextName, InvalidValue, Label, Namespace, PortRef, Workload, shell::kubectl},
+    config::{
+        ContextName, Destination, InvalidValue, Label, Namespace, PortRef, SniBackend, Workload, listen::of_this_machine,
+        shell::kubectl,
+    },
     k8s::{
         ClusterError, ServicePort,
         client::Clusters,
@@ -132,7 +135,7 @@ pub fn named_context(router: &Router, context: &ContextName) -> Result<Option<Co
 }
 
 /// Returns the routes of the configuration.
-pub(super) fn routes(router: &Router, listener: u16) -> Vec<Service> {
+pub fn routes(router: &Router, listener: u16) -> Vec<Service> {
     let row = |name: String, url: String, from: &str, speaks: &str, route: Result<Route, RouteError>| {
         let (shown, target) = match route {
             Ok(route) => (route.target.to_string(), Some(route.target)),
@@ -151,31 +154,50 @@ pub(super) fn routes(router: &Router, listener: u16) -> Vec<Service> {
             ..Service::default()
         }
     };
-    let http = router.config.http.routes.keys();
-    let http = http.map(|host| {
+    let http = router.config.http.routes.iter();
+    let http = http.map(|(host, route)| {
         let url = format!("http://{host}:{listener}/");
         let command = (!host.starts_with('*')).then(|| Speaks::Http.command(host, listener, None)).flatten();
-        Service { command, ..row(host.clone(), url, "http", "http", router.http(host)) }
+        let from = if route.destination.jump.is_some() { "jump" } else { "http" };
+        Service { command, ..row(host.clone(), url, from, "http", router.http(host)) }
     });
     let tcp = router.config.tcp.routes.iter();
     let tcp = tcp.map(|(address, route)| {
-        let speaks = match &route.destination.port {
-            PortRef::Number(number) => {
-                Speaks::of(&ServicePort { number: number.get(), name: None, app_protocol: None })
-            }
-            PortRef::Name(name) => {
-                Speaks::of(&ServicePort { number: 0, name: Some(name.to_string()), app_protocol: None })
-            }
-            PortRef::Auto | PortRef::Https => Speaks::Tcp,
-        };
-        // Ports of TCP routes have no hostname, so an HTTP URL would be wrong.
-        let speaks = if speaks == Speaks::Http { Speaks::Tcp } else { speaks };
+        let speaks = speaks(&route.destination);
         let command = speaks.command("", listener, Some(*address));
         let shown = address.to_string();
-        let row = row(shown.clone(), format!("tcp://{address}"), "tcp", speaks.as_str(), router.tcp(*address));
+        let from = if route.destination.jump.is_some() { "jump" } else { "tcp" };
+        let row = row(shown.clone(), format!("tcp://{address}"), from, speaks.as_str(), router.tcp(*address));
         Service { command, address: Some(shown), ..row }
     });
-    http.chain(tcp).collect()
+    let sni = router.config.sni.iter().flat_map(|sni| {
+        let address = sni.listen.first().copied().map(of_this_machine);
+        sni.routes.iter().filter_map(move |(name, route)| Some((name, route, address?)))
+    });
+    let sni = sni.map(|(name, route, address)| {
+        let speaks = match &route.backend {
+            SniBackend::Kubernetes(destination) => speaks(destination),
+            SniBackend::Command(_) => Speaks::Tcp,
+        };
+        let command = (!name.starts_with('*')).then(|| speaks.command_by_sni(name, address));
+        let url = format!("tls://{name}:{}", address.port());
+        let row = row(name.clone(), url, "sni", speaks.as_str(), router.sni(name).map(|(route, _)| route));
+        Service { command, address: Some(address.to_string()), ..row }
+    });
+    http.chain(tcp).chain(sni).collect()
+}
+
+/// Returns the protocol of a destination that is reached without a hostname, so that an HTTP URL would be wrong.
+fn speaks(destination: &Destination) -> Speaks {
+    let port = |number, name| ServicePort { number, name, app_protocol: None };
+    let speaks = match (&destination.jump, &destination.port) {
+        // The port of the destination is the pod's, through which the jump goes.
+        (Some(jump), _) => Speaks::of(&port(jump.target.port.get(), None)),
+        (None, PortRef::Number(number)) => Speaks::of(&port(number.get(), None)),
+        (None, PortRef::Name(name)) => Speaks::of(&port(0, Some(name.to_string()))),
+        (None, PortRef::Auto | PortRef::Https) => Speaks::Tcp,
+    };
+    if speaks == Speaks::Http { Speaks::Tcp } else { speaks }
 }
 
 /// Context and names of the Services in a list.
@@ -207,7 +229,7 @@ impl Placed<'_> {
                 true => host.is_none().then(|| alias::lines(self.context, &self.router.http_contexts)),
                 false => {
                     let context = (self.named != Ok(None)).then_some(self.context.as_str());
-                    Some(ways::missing_route(&service.namespace, &service.name, port.number, context))
+                    Some(ways::missing_route(self.router, &service.namespace, &service.name, port.number, context))
                 }
             };
             Service {
@@ -294,6 +316,38 @@ mod tests {
             assert_eq!(row.tunnel, Some(format!("{context}/shop/web")));
             assert_eq!(row.command.is_none(), url.is_empty(), "{context}");
         }
+    }
+
+    #[test]
+    fn every_kind_of_route_has_a_row_with_the_protocol_of_its_target() {
+        let config = "default_context: dev\n\
+            http: {k8s: {routes: {a.localhost: {service: a}, b.localhost: {via: {service: bastion}, target: {host: b.corp, port: 80}}}}}\n\
+            tcp: {k8s: {jump: {15432: {via: {service: bastion}, target: {host: db.corp, port: 5432}}}, routes: {16379: {service: x, port: 6379}}}}\n\
+            sni: {listen: '127.0.0.1:8443', routes: {db.test: {k8s: {service: db, port: 5432}}, \
+            '*.x.test': {k8s: {service: x}}, c.test: {command: {run: [nc, '{port}']}}}}\n";
+        let config = Arc::new(validate::parse(Path::new("c"), config.as_bytes()).unwrap());
+        let contexts = Arc::<Contexts>::default();
+        let router = Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts };
+        let rows = routes(&router, 8989);
+        let rows: Vec<_> =
+            rows.iter().map(|row| (&*row.name, &*row.from, &*row.speaks, row.command.as_deref().unwrap_or("-"))).collect();
+        assert_eq!(
+            rows,
+            [
+                ("a.localhost", "http", "http", "curl http://a.localhost:8989/"),
+                ("b.localhost", "jump", "http", "curl http://b.localhost:8989/"),
+                ("127.0.0.1:15432", "jump", "postgres", "psql \"host=127.0.0.1 port=15432 user=postgres\""),
+                ("127.0.0.1:16379", "tcp", "redis", "redis-cli -h 127.0.0.1 -p 16379"),
+                ("*.x.test", "sni", "tcp", "-"),
+                ("c.test", "sni", "tcp", "openssl s_client -connect 127.0.0.1:8443 -servername c.test"),
+                (
+                    "db.test",
+                    "sni",
+                    "postgres",
+                    "psql \"host=db.test hostaddr=127.0.0.1 port=8443 sslmode=require user=postgres\""
+                ),
+            ]
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! How to use a port from this machine: its protocol, a command, and the configuration that is missing for it.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use super::{attention::quoted, services};
 use crate::{
@@ -101,14 +101,41 @@ impl Speaks {
             Self::Tcp => at(&|to| format!("nc {} {}", to.ip(), to.port())),
         }
     }
+
+    /// Returns a command that opens it at the SNI listener.
+    pub fn command_by_sni(self, name: &str, listener: SocketAddr) -> String {
+        match self {
+            Self::Postgres => format!(
+                "psql \"host={name} hostaddr={} port={} sslmode=require user=postgres\"",
+                listener.ip(),
+                listener.port()
+            ),
+            _ => format!("openssl s_client -connect {listener} -servername {name}"),
+        }
+    }
 }
 
-/// Returns the configuration that gives a port of a Service a local port.
-pub fn missing_route(namespace: &str, service: &str, port: u16, context: Option<&str>) -> String {
+/// Lowest port that a user may listen on without a permission.
+const FIRST_FREE: u16 = 1024;
+
+/// Returns the configuration that gives a port of a Service a local port: the same one if it is free.
+pub fn missing_route(router: &Router, namespace: &str, service: &str, port: u16, context: Option<&str>) -> String {
+    let config = &router.config;
+    let of_sni = config.sni.iter().flat_map(|sni| &sni.listen);
+    let own: Vec<u16> = config.tcp.routes.keys().chain(&config.http.listen).chain(of_sni).map(SocketAddr::port).collect();
+    let is_free = |port: &u16| *port >= FIRST_FREE && !own.contains(port) && is_unused(*port);
+    // 5432 becomes 15432, so that the number still says what it is.
+    let beside = (port % 10_000 + 10_000)..=u16::MAX;
+    let local = std::iter::once(port).chain(beside).find(is_free).unwrap_or(port);
     let context = context.map(|context| format!("context: {context:?}, ")).unwrap_or_default();
     format!(
-        "tcp:\n  k8s:\n    routes:\n      {port}: {{{context}namespace: {namespace}, service: {service}, port: {port}}}\n"
+        "tcp:\n  k8s:\n    routes:\n      {local}: {{{context}namespace: {namespace}, service: {service}, port: {port}}}\n"
     )
+}
+
+/// Returns whether no program of this machine listens on a port, as a database of its own may.
+fn is_unused(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 
 /// Returns the local address that a TCP route gives a target. `port`: port of the Service.
@@ -145,13 +172,15 @@ pub fn names(router: &Router, id: &str, target: Option<&Target>, listener: u16) 
     names
 }
 
-/// Returns the equivalent kubectl command. `port`: port of the Service, if known.
-pub fn kubectl(target: &Target, port: Option<u16>) -> Option<String> {
+/// Returns the equivalent kubectl command. `ports`: port of the Service, and of the pod; `None`: there is no session that knows.
+pub fn kubectl(target: &Target, ports: Option<(u16, u16)>) -> Option<String> {
     let pods = target.pods().filter(|pods| pods.jump.is_none())?;
-    let port = match &pods.port {
-        PortRef::Number(port) => port.to_string(),
-        PortRef::Name(name) => name.to_string(),
-        PortRef::Auto | PortRef::Https => port?.to_string(),
+    let port = match (&pods.workload, &pods.port) {
+        // For a pod, kubectl takes only its own ports, and this one may be the Service's.
+        (Workload::PodOfService { .. }, _) => ports?.1.to_string(),
+        (_, PortRef::Number(port)) => port.to_string(),
+        (_, PortRef::Name(name)) => name.to_string(),
+        (_, PortRef::Auto | PortRef::Https) => ports?.0.to_string(),
     };
     let object = match &pods.workload {
         Workload::Service(service) => format!("svc/{service}"),
@@ -166,6 +195,7 @@ pub fn kubectl(target: &Target, port: Option<u16>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::routing::ClusterId;
 
     fn port(number: u16, name: &str, app_protocol: &str) -> ServicePort {
         let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
@@ -202,7 +232,43 @@ mod tests {
         assert!(command(Speaks::Postgres, None).unwrap().contains("hostaddr=127.0.0.1 port=8989 sslmode=require"));
         assert_eq!(command(Speaks::Redis, None), None);
         assert_eq!(command(Speaks::Redis, Some(local)).unwrap(), "redis-cli -h 127.0.0.1 -p 15432");
-        assert_eq!(missing_route("shop", "db", 6379, None).lines().count(), 4);
+    }
+
+    #[test]
+    fn a_route_to_add_has_a_port_that_nothing_else_has() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = taken.local_addr().unwrap().port();
+        let config = "http: {listen: '127.0.0.1:29092'}\ntcp: {k8s: {routes: {26379: {namespace: a, service: redis}}}}\n";
+        let config = crate::config::validate::parse(std::path::Path::new("c"), config.as_bytes()).unwrap();
+        let contexts = std::sync::Arc::<crate::routing::Contexts>::default();
+        let router = Router { config: config.into(), http_contexts: contexts.clone(), tcp_contexts: contexts };
+        for port in [26379, 29092, 25, taken] {
+            let lines = missing_route(&router, "shop", "db", port, None);
+            let config = crate::config::validate::parse(std::path::Path::new("c"), lines.as_bytes()).unwrap();
+            let local = config.tcp.routes.keys().next().unwrap().port();
+            assert!(local >= 1024 && local != port, "{lines}");
+            assert!(lines.ends_with(&format!(" port: {port}}}\n")), "{lines}");
+        }
+    }
+
+    #[test]
+    fn kubectl_is_given_the_port_of_a_pod() {
+        let target = |workload, port| {
+            let cluster = ClusterId { kubeconfig: Default::default(), context: "dev".parse().unwrap() };
+            let namespace = "shop".parse().unwrap();
+            Target::Pods(std::sync::Arc::new(PodTarget { cluster, namespace, workload, port, jump: None }))
+        };
+        let (pod, service) = ("db-0".parse().unwrap(), "db".parse().unwrap());
+        let of_service = || Workload::PodOfService { pod, service };
+        let command = kubectl(&target(of_service(), PortRef::number(80).unwrap()), Some((80, 8080))).unwrap();
+        assert!(command.ends_with("-n shop port-forward pod/db-0 :8080"), "{command}");
+        // Without a session, nobody knows it.
+        let (pod, service) = ("db-0".parse().unwrap(), "db".parse().unwrap());
+        let of_service = Workload::PodOfService { pod, service };
+        assert_eq!(kubectl(&target(of_service, PortRef::number(80).unwrap()), None), None);
+        let service = Workload::Service("db".parse().unwrap());
+        let command = kubectl(&target(service, PortRef::Auto), Some((80, 8080))).unwrap();
+        assert!(command.ends_with("port-forward svc/db :80"), "{command}");
     }
 
     #[test]
