@@ -1,6 +1,9 @@
 //! `adit routes`: lists routes and Services, with the URL of each.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+};
 
 use super::{
     Globals, Output,
@@ -9,7 +12,7 @@ use super::{
 };
 use crate::admin::{
     api::{
-        answers::Services,
+        answers::{Service, Services},
         services::{self, Query},
     },
     socket,
@@ -32,7 +35,16 @@ pub struct Args {
 }
 
 pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
-    let place = Place::of(globals)?;
+    let (clusters, router) = super::router(globals.load()?);
+    let place = match Place::at(clusters, router.clone(), globals) {
+        Ok(place) => place,
+        // The routes of the configuration need no context of their own.
+        Err(error) => {
+            let listener = router.config.http.listen.first().map_or(0, SocketAddr::port);
+            show(&args, services::routes(&router, listener))?;
+            return Err(error);
+        }
+    };
     let (context, namespace) = (place.context().clone(), place.namespace.clone());
     let namespaces = (!args.all_namespaces).then(|| namespace.clone());
     let query = Query { context: Some(context.clone()), namespace: namespaces, pods: false };
@@ -43,9 +55,11 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         None => services::list(&place.clusters, &router, &query, place.listener()).await,
     };
     if !found.problems.is_empty() {
+        // These are the routes of the configuration.
+        show(&args, found.services)?;
         return Err(found.problems.swap_remove(0).into());
     }
-    let mut rows = found.services;
+    let rows = found.services;
     let has_services = rows.iter().any(|row| row.from == "service");
     // A user without permission to read namespaces still gets the list.
     let lacks = !has_services
@@ -58,23 +72,14 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         }
         (false, true) => format!("no Services in context {context}\n"),
     };
-    if let Some(text) = &args.filter {
-        let text = text.to_lowercase();
-        rows.retain(|row| row.name.to_lowercase().contains(&text));
-    }
+    let is_empty = show(&args, rows)?;
     match args.output {
-        Some(Output::Json) => print(&format!("{}\n", serde_json::to_string_pretty(&rows).map_err(io::Error::other)?)),
-        None if rows.is_empty() && has_services => {
+        Some(Output::Json) => Ok(()),
+        None if is_empty && has_services => {
             print(&format!("no name contains {:?}\n", args.filter.unwrap_or_default()))
         }
-        None if rows.is_empty() => print(&note),
+        None if is_empty => print(&note),
         None => {
-            let mut lines = vec![["NAME", "PORT", "URL"].map(str::to_owned).to_vec()];
-            let or_none = |cell: String| if cell.is_empty() { "-".to_owned() } else { cell };
-            lines.extend(
-                rows.into_iter().map(|row| vec![row.name, or_none(row.port.unwrap_or_default()), or_none(row.url)]),
-            );
-            print(&table(&lines))?;
             // Routes of the configuration are always listed, so the note is about Services only.
             if !has_services {
                 let _ = io::stderr().write_all(note.as_bytes());
@@ -82,4 +87,26 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
             Ok(())
         }
     }
+}
+
+/// Prints the rows that the user wants to see. Returns whether there is none; then it prints no table.
+fn show(args: &Args, mut rows: Vec<Service>) -> Result<bool, CliError> {
+    if let Some(text) = &args.filter {
+        let text = text.to_lowercase();
+        rows.retain(|row| row.name.to_lowercase().contains(&text));
+    }
+    let is_empty = rows.is_empty();
+    match args.output {
+        Some(Output::Json) => print(&format!("{}\n", serde_json::to_string_pretty(&rows).map_err(io::Error::other)?))?,
+        None if is_empty => {}
+        None => {
+            let mut lines = vec![["NAME", "PORT", "URL"].map(str::to_owned).to_vec()];
+            let or_none = |cell: String| if cell.is_empty() { "-".to_owned() } else { cell };
+            lines.extend(
+                rows.into_iter().map(|row| vec![row.name, or_none(row.port.unwrap_or_default()), or_none(row.url)]),
+            );
+            print(&table(&lines))?;
+        }
+    }
+    Ok(is_empty)
 }
