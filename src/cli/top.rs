@@ -500,13 +500,7 @@ impl App {
             },
             KeyCode::Char('c') => {
                 return match self.pane {
-                    Pane::Requests => {
-                        let id = self.current()?.parse().ok()?;
-                        let row = self.model.shown_requests().get(&id)?;
-                        row.method.as_ref()?;
-                        Some(Wish::Copy(format!("http://{}{}", row.host, row.path), "the URL"))
-                    }
-                    Pane::Tunnels => Some(Wish::Copy(self.current()?, "the id")),
+                    Pane::Tunnels | Pane::Requests => Some(Wish::CopyUrl(self.current()?)),
                     Pane::Log => {
                         let key = self.current()?;
                         let line = self.model.log.iter().find(|line| line.id.to_string() == key)?;
@@ -515,7 +509,7 @@ impl App {
                 };
             }
             KeyCode::Char('y') if self.pane != Pane::Log => return Some(Wish::CopyCommand(self.current()?)),
-            KeyCode::Char('o') => return Some(Wish::Open(self.tunnel()?)),
+            KeyCode::Char('o') if self.pane != Pane::Log => return Some(Wish::Open(self.current()?)),
             _ => {}
         }
         None

@@ -101,6 +101,8 @@ async fn the_terminal_shows_what_runs_and_is_left_as_it_was() {
     tmux.shows("curl http://").await;
     tmux.keys(&["Escape"]);
     tmux.shows("METHOD").await;
+    tmux.keys(&["c"]);
+    tmux.shows("copied the URL: http://web.shop.localhost/whoami").await;
 
     // More requests at once than events have.
     process.burst(900, "/burst").await;

@@ -28,7 +28,10 @@ pub struct ExchangeRow {
     /// null: bodies of its route were not recorded.
     pub request_body: Option<BodyRow>,
     pub response_body: Option<BodyRow>,
-    /// The same as a command of curl, with the hidden texts.
+    /// Its URL, with the hidden texts.
+    #[serde(default)]
+    pub url: String,
+    /// The same request as a command of curl, with the hidden texts.
     pub curl: String,
     /// Why it cannot be sent again. null: it can.
     pub no_replay: Option<String>,
@@ -73,6 +76,7 @@ impl ExchangeRow {
             response_headers: shown(exchange.response.get().and_then(Option::as_ref)),
             request_body: body(exchange.request_body.get()),
             response_body: body(exchange.response_body.get()),
+            url: url(entry, exchange),
             curl: curl(entry, exchange),
             no_replay: no_replay(entry).map(str::to_owned),
             recording_seconds: left.map(|left| left.as_secs().max(1)),

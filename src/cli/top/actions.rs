@@ -13,9 +13,14 @@ pub(super) enum Wish {
     Tunnel(String),
     Request(String),
     Copy(String, &'static str),
+    /// Copy the URL, or the command, of the line with this id.
+    CopyUrl(String),
     CopyCommand(String),
     Open(String),
 }
+
+/// Message about a line without a URL.
+const NO_URL: &str = "no URL leads there";
 
 /// Result of an action.
 pub(super) enum Outcome {
@@ -44,8 +49,9 @@ pub(super) async fn act(socket: PathBuf, pane: Pane, wish: Wish) -> Outcome {
             let said = format!("copied {what}: {text}");
             Ok(Outcome::Said(copied(text, said).await))
         }
+        Wish::CopyUrl(id) => copy_url(&socket, pane, &id).await.map(Outcome::Said),
         Wish::CopyCommand(id) => command(&socket, pane, &id).await.map(Outcome::Said),
-        Wish::Open(id) => open(&socket, &id).await.map(Outcome::Said),
+        Wish::Open(id) => open(&socket, pane, &id).await.map(Outcome::Said),
     };
     done.unwrap_or_else(|error| Outcome::Said(error.to_string()))
 }
@@ -70,11 +76,28 @@ async fn command(socket: &Path, pane: Pane, id: &str) -> Result<String, CallErro
     }
 }
 
-/// Opens the URL of a tunnel, and returns the message about it.
-async fn open(socket: &Path, id: &str) -> Result<String, CallError> {
-    let found = tunnel(socket, id).await?;
-    let Some(url) = found.names.into_iter().find(|name| name.starts_with("http")) else {
-        return Ok("no URL leads there".to_owned());
+/// Returns the URLs of a line: that of a request, or the names of a tunnel.
+async fn urls(socket: &Path, pane: Pane, id: &str) -> Result<Vec<String>, CallError> {
+    Ok(match pane {
+        Pane::Requests => request(socket, id).await?.exchange.map(|kept| kept.url).into_iter().collect(),
+        _ => tunnel(socket, id).await?.names,
+    })
+}
+
+/// Copies the URL of a line, and returns the message about it.
+async fn copy_url(socket: &Path, pane: Pane, id: &str) -> Result<String, CallError> {
+    let mut urls = urls(socket, pane, id).await?;
+    urls.sort_by_key(|url| !url.starts_with("http"));
+    match urls.into_iter().next() {
+        Some(url) => Ok(copied(url.clone(), format!("copied the URL: {url}")).await),
+        None => Ok(NO_URL.to_owned()),
+    }
+}
+
+/// Opens the URL of a line, and returns the message about it.
+async fn open(socket: &Path, pane: Pane, id: &str) -> Result<String, CallError> {
+    let Some(url) = urls(socket, pane, id).await?.into_iter().find(|name| name.starts_with("http")) else {
+        return Ok(NO_URL.to_owned());
     };
     let opened = url.clone();
     match spawn_blocking(move || ui::open(&opened)).await {

@@ -606,7 +606,7 @@ function now() {
       rest();
     },
     end() { clearInterval(ticking); },
-    item: () => grid.selected && {tunnel: grid.selected.id},
+    item: () => grid.selected && {tunnel: grid.selected.id, find: () => ofTunnel(grid.selected.id)},
   };
 }
 // When a sign-in ends; the last quarter of an hour in minutes.
@@ -780,7 +780,7 @@ function tunnel() {
       if (chart.told !== told) { chart.told = told; put(chart, histogram(detail.first_byte, 'Time to the first byte')); }
       log.set(detail.events.map((event, at) => ({...event, key: `${event.time} ${event.event} ${at}`})));
     },
-    item: () => ({tunnel: id, url: detail && detail.names[0], command: detail && detail.kubectl}),
+    item: () => ({tunnel: id, find: () => ofTunnel(id)}),
   };
 }
 
@@ -874,7 +874,7 @@ function requests() {
       const row = open && state.requests.get(Number(open));
       if (row && (shownId !== row.id || shownTook !== row.took_ms)) { shownId = row.id; shownTook = row.took_ms; fillSide(row); }
     },
-    item: () => { const row = grid.selected; return row && {request: row, tunnel: row.tunnel, url: row.method && `http://${row.host}${row.path}`}; },
+    item: () => { const row = grid.selected; return row && {request: row, tunnel: row.tunnel, find: () => ofRequest(row.id)}; },
     errors: () => { search.value = search.value.includes('is:error') ? search.value.replace(/\s*is:error/, '') : `${search.value} is:error`.trim(); setQuery({q: search.value}); changed(); },
     pause: () => pause.click(), close, refresh: () => { shownId = null; changed(); },
   };
@@ -967,6 +967,7 @@ function log() {
     try {
       const found = await get('config');
       config.told = found.loaded_at;
+      config.keys = found.changed || [];
       setText(config, found.config === null ? 'There is no file: everything is a default.' : JSON.stringify(found.config, null, 2));
       changed();
     } catch (error) { say(error.message); }
@@ -984,8 +985,8 @@ function log() {
       grid.set(rows);
       const status = state.status;
       if (!status) return;
-      const last = [...state.log.values()].filter(row => row.text.startsWith('config reloaded')).pop();
-      setText(reload, `${status.config || 'No file'}, loaded at ${status.loaded_at}. ${last ? `Last reload at ${clock(last.time)}: ${last.text.replace(/^config reloaded ?/, '')}` : 'Not reloaded since.'}`);
+      const keys = config.keys;
+      setText(reload, `${status.config || 'No file'}, loaded at ${status.loaded_at}. ${keys && keys.length ? `The last reload changed ${keys.join(', ')}.` : ''}`.trim());
       if (config.told && config.told !== status.loaded_at) { config.told = status.loaded_at; load(); }
     },
   };
@@ -1061,10 +1062,27 @@ function key(event) {
   if (there) { event.preventDefault(); return go(there); }
   const actions = {
     '/': () => view.search && view.search.focus(), j: () => grid && grid.move(1), k: () => grid && grid.move(-1), g: () => { wentAt = Date.now(); },
-    o: () => item.url && open(item.url, '_blank', 'noopener'), c: () => item.url && copy(item.url, 'the URL'), y: () => item.command && copy(item.command, 'the command'),
+    o: () => use(item, 'url', url => /^https?:/.test(url) ? open(url, '_blank', 'noopener') : say(`No browser opens ${url}`)),
+    c: () => use(item, 'url', url => copy(url, 'the URL')), y: () => use(item, 'command', command => copy(command, 'the command')),
     s: () => item.tunnel && stop(item.tunnel), r: () => item.request ? replayKey(item.request) : item.tunnel && reconnect(item.tunnel), p: () => view.pause && view.pause(), e: () => view.errors && view.errors(),
   };
   if (actions[event.key]) { event.preventDefault(); actions[event.key](); }
+}
+// What a row is about, and does not have itself.
+async function ofTunnel(id) {
+  const {names, kubectl} = await get(`tunnels/${encodeURIComponent(id)}`);
+  return {url: names.find(name => name.startsWith('http')) || names[0], command: kubectl};
+}
+async function ofRequest(id) {
+  const {exchange} = await get(`requests/${id}`);
+  return exchange ? {url: exchange.url, command: exchange.curl} : {};
+}
+async function use(item, what, then) {
+  try {
+    const text = item[what] || (item.find && (await item.find())[what]);
+    if (text) then(text);
+    else if (item.find) say(what === 'url' ? 'It has no URL' : 'There is no command for it');
+  } catch (error) { say(error.message); }
 }
 const replayKey = row => ask('Replay', `${row.method || row.kind} ${row.host}${row.path}`, () => replay(row.id), 'Send it again');
 document.addEventListener('keydown', key);

@@ -132,6 +132,47 @@ async fn every_view_is_used_by_keyboard_alone() {
 }
 
 #[tokio::test]
+async fn keys_copy_and_open_what_the_row_is_about() {
+    let process = Process::start("", &[]).await;
+    let host = format!("web.shop.localhost:{}", process.http.port());
+    send(&process, "GET /whoami?a=1", &host, &[], "").await;
+    let mut browser = Chromium::start("MAP evil.example 127.0.0.1").await;
+    let mut page = signed_in(&mut browser, &process).await;
+    let (url, asked) = (format!("http://{host}/"), format!("http://{host}/whoami?a=1"));
+    let curl = format!("curl '{asked}'");
+    for (path, url, command) in [("/", url, "port-forward svc/web"), ("/requests", asked, &*curl)] {
+        page.goto(&format!("http://adit.localhost:{}{path}", process.http.port())).await;
+        page.until("document.querySelectorAll('tbody tr[tabindex]').length > 0").await;
+        page.eval("window.got = []; navigator.clipboard.writeText = async text => { got.push(text); }; window.open = url => { got.push('open ' + url); }")
+            .await;
+        press(&mut page, &["j", "c"]).await;
+        page.until(&format!("got.at(-1) === {}", json!(url))).await;
+        press(&mut page, &["y"]).await;
+        page.until(&format!("got.at(-1).includes({})", json!(command))).await;
+        press(&mut page, &["o"]).await;
+        page.until(&format!("got.at(-1) === {}", json!(format!("open {url}")))).await;
+    }
+}
+
+#[tokio::test]
+async fn the_log_says_what_the_last_reload_changed() {
+    let config = |http: u8, tcp: u8| format!("http: {{idle_timeout: {http}m}}\ntcp: {{idle_timeout: {tcp}m}}\n");
+    let process = Process::start(&config(9, 9), &[]).await;
+    let mut browser = Chromium::start("MAP evil.example 127.0.0.1").await;
+    let mut page = signed_in(&mut browser, &process).await;
+    for (http, tcp) in [(8, 9), (8, 8)] {
+        let from = process.log().len();
+        fs::write(process.config(), config(http, tcp)).unwrap();
+        process.logs_after(from, "config reloaded").await;
+        page.goto(&format!("http://adit.localhost:{}/log", process.http.port())).await;
+        page.until("document.body.innerText.includes('The last reload changed')").await;
+    }
+    let text = page.text().await;
+    let line = text.lines().find(|line| line.contains("The last reload changed")).unwrap();
+    assert!(line.contains("tcp.") && !line.contains("http."), "{line}");
+}
+
+#[tokio::test]
 async fn names_that_are_markup_stay_text() {
     let process = Process::start("", &[]).await;
     let service = json!({
