@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::{
-    config::{PortRef, Scheme, Workload},
+    config::{ContextName, PortRef, Scheme, Workload},
     routing::{Route, Target},
     tunnel::Endpoint,
     wire::sniff::{Protocol, Sniff},
@@ -292,11 +292,16 @@ pub fn fix(route: &Route, endpoint: &Endpoint, scheme: Scheme) -> String {
         PortRef::Name(name) => name.to_string(),
         PortRef::Number(_) | PortRef::Auto | PortRef::Https => endpoint.port.number.to_string(),
     };
-    let namespace = &target.namespace;
+    let (namespace, context) = (&target.namespace, context_key(&route.name, &target.cluster.context));
     format!(
-        "set scheme: {scheme} in http.k8s.routes: {{\"{}\": {{namespace: {namespace}, {workload}, port: {port}, scheme: {scheme}}}}}",
+        "set scheme: {scheme} in http.k8s.routes: {{\"{}\": {{{context}namespace: {namespace}, {workload}, port: {port}, scheme: {scheme}}}}}",
         route.name
     )
+}
+
+/// Returns the key `context` for the route of a name that contains one. Other names follow the current context.
+pub fn context_key(host: &str, context: &ContextName) -> String {
+    if host.contains(".cx.") { format!("context: {:?}, ", context.as_str()) } else { String::new() }
 }
 
 #[cfg(test)]

@@ -91,19 +91,27 @@ pub fn foreign(foreign: &Foreign, host: &str, route: &Route) -> Page {
         true => {
             let origins = format!("allow_origins: [\"{}\"]", foreign.from);
             // Give a whole route if the name has none: it needs one for the option, and a route without options loses nothing.
-            let is_plain = &*route.name == host && *route.options == HttpOptions::default() && !host.contains(".cx.");
-            let line = match route.target.pods().filter(|pods| is_plain && pods.jump.is_none()) {
-                Some(PodTarget { namespace, workload: Workload::Service(service), port, .. }) => {
+            let is_plain = &*route.name == host && *route.options == HttpOptions::default();
+            let workload = |pods: &PodTarget| match &pods.workload {
+                Workload::Service(service) => Some(format!("service: {service}")),
+                Workload::Pod(pod) => Some(format!("pod: {pod}")),
+                // Its port may be the Service's, and a route to a pod has that of the pod.
+                Workload::PodOfService { .. } | Workload::Address(_) => None,
+            };
+            let pods = route.target.pods().filter(|pods| is_plain && pods.jump.is_none());
+            match pods.and_then(|pods| Some((pods, workload(pods)?))) {
+                Some((PodTarget { cluster, namespace, port, .. }, workload)) => {
                     let port = match port {
                         PortRef::Number(port) => format!("port: {port}, "),
                         PortRef::Name(port) => format!("port: {port}, "),
                         PortRef::Auto | PortRef::Https => String::new(),
                     };
-                    format!("{host}: {{namespace: {namespace}, service: {service}, {port}{origins}}}")
+                    let context = protocol::context_key(host, &cluster.context);
+                    let line = format!("\"{host}\": {{{context}namespace: {namespace}, {workload}, {port}{origins}}}");
+                    format!("if that page is yours, add this line to http.k8s.routes, or to the route of {host}:\n{line}")
                 }
-                _ => origins,
-            };
-            format!("if that page is yours, add this line to http.k8s.routes, or to the route of {host}:\n{line}")
+                None => format!("if that page is yours, add this line to the route of {host}:\n{origins}"),
+            }
         }
         false => format!("if that page is yours, add its origin to allow_origins of the route for {host}"),
     };
@@ -310,6 +318,34 @@ mod tests {
         assert_eq!(said(CertificateError::Other(ca).into()), "the backend's certificate is a CA certificate");
         assert!(said(CertificateError::UnknownIssuer.into()).contains("not signed by the CA bundle"));
         assert_eq!(of_tls(&io::ErrorKind::UnexpectedEof.into()), "TLS: unexpected end of file");
+    }
+
+    #[test]
+    fn the_line_that_allows_a_page_is_valid_and_keeps_the_target() {
+        use crate::{
+            config::validate,
+            routing::{Contexts, Router},
+        };
+        let router = |text: &str| {
+            let config = validate::parse(std::path::Path::new("c"), text.as_bytes()).unwrap();
+            let contexts = std::sync::Arc::new(Contexts { current: Some("dev".parse().unwrap()), ..Contexts::default() });
+            Router { config: config.into(), http_contexts: contexts.clone(), tcp_contexts: contexts }
+        };
+        let foreign_page = Foreign { from: "https://app.test".to_owned() };
+        for host in [
+            "web.shop.localhost",
+            "8080.web.shop.localhost",
+            "web.shop.prod.cx.localhost",
+            "web-http.svc.shop.ns.prod.cx.k8s.localhost",
+            "db-0-80.pod.shop.ns.prod.cx.k8s.localhost",
+        ] {
+            let before = router("{}").http(host).unwrap();
+            let hint = foreign(&foreign_page, host, &before).hint.unwrap();
+            let line = hint.split_once('\n').unwrap().1;
+            let after = router(&format!("http: {{k8s: {{routes: {{{line}}}}}}}\n")).http(host).unwrap();
+            assert_eq!(after.target, before.target, "{line}");
+            assert!(!after.options.allow_origins.is_empty(), "{line}");
+        }
     }
 
     /// Stands for the error of rustls-webpki.
