@@ -14,11 +14,13 @@ use crate::{
     backend::{OpenError, StreamFault},
     config::{Label, Namespace, PortRef, Subdomain, Workload},
     k8s::{
+        ClusterError,
         client::Cluster,
         list, resolve,
         upgrade::{Transport, TryError, try_transport},
     },
     routing::{PodTarget, Target},
+    telemetry,
 };
 
 const GROUP: Group = Group::Way;
@@ -44,16 +46,27 @@ pub async fn checks(scope: &Scope, of: &Of, cluster: &Cluster) -> Vec<Check> {
         Ok(None) => {
             vec![Check::new("pod-stream", GROUP, Status::Skip, "a stream to a pod (needs a Service with a ready pod)")]
         }
-        Err(error) => vec![
-            Check::new("pod-stream", GROUP, Status::Skip, "a stream to a pod (needs permission to list services)")
-                .detail(Some(error.to_string())),
-        ],
+        Err(error) => vec![unlisted(&error)],
     };
     all.into_iter().map(|check| check.of_context(of.context())).collect()
 }
 
-async fn find(of: &Of, cluster: &Cluster) -> Result<Option<Found>, crate::k8s::ClusterError> {
-    let mut refused = None;
+/// Returns the skipped check of a stream, because no Service can be listed.
+fn unlisted(error: &ClusterError) -> Check {
+    let needs = match error {
+        ClusterError::Forbidden { .. } => "permission to list services",
+        _ => "a list of Services",
+    };
+    Check::new("pod-stream", GROUP, Status::Skip, format!("a stream to a pod (needs {needs})"))
+        .detail(Some(telemetry::reasons(error)))
+}
+
+/// Returns a pod behind a Service of the context's namespaces, else of any.
+///
+/// # Errors
+/// The Services of none of them can be listed. Many users may list only those of their own namespaces.
+async fn find(of: &Of, cluster: &Cluster) -> Result<Option<Found>, ClusterError> {
+    let (mut refused, mut is_listed) = (None, false);
     for namespace in of.namespaces.iter().map(Some).chain([None]) {
         let services = match list::services(cluster, namespace).await {
             Ok(services) => services,
@@ -62,6 +75,7 @@ async fn find(of: &Of, cluster: &Cluster) -> Result<Option<Found>, crate::k8s::C
                 continue;
             }
         };
+        is_listed = true;
         for service in services.into_iter().take(MOST_SERVICES) {
             let Some(port) = service.ports.first() else { continue };
             let (workload, port) = (Workload::Service(service.name.clone()), port.number);
@@ -88,7 +102,7 @@ async fn find(of: &Of, cluster: &Cluster) -> Result<Option<Found>, crate::k8s::C
             }
         }
     }
-    refused.map_or(Ok(None), Err)
+    refused.filter(|_| !is_listed).map_or(Ok(None), Err)
 }
 
 async fn through(scope: &Scope, of: &Of, cluster: &Cluster, found: &Found) -> Vec<Check> {
@@ -179,4 +193,16 @@ async fn stream(scope: &Scope, of: &Of, found: &Found) -> Check {
     };
     reach.forwards.end().await;
     check
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_permission_is_named_only_where_it_is_missing() {
+        let error = ClusterError::Protocol { context: "dev".parse().unwrap(), reason: "no JSON".to_owned() };
+        let check = unlisted(&error);
+        assert!(!check.says.contains("permission") && check.detail.unwrap().contains("no JSON"), "{}", check.says);
+    }
 }
