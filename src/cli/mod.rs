@@ -195,6 +195,11 @@ enum Command {
 
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
+    // It fails only if a provider is installed already.
+    let _ = (*crate::tls::provider()).clone().install_default();
+    if completion::answer() {
+        return ExitCode::SUCCESS;
+    }
     let arguments: Vec<_> = std::env::args_os().collect();
     let matches = command(&arguments).try_get_matches_from(&arguments);
     let cli = match matches.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, scope::check(&matches)))) {
@@ -206,8 +211,6 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    // It fails only if a provider is installed already.
-    let _ = (*crate::tls::provider()).clone().install_default();
     match run(&cli.globals, cli.command.unwrap_or(Command::Up(up::Args::default()))) {
         Ok(code) => code,
         Err(error) => error.report(),

@@ -16,7 +16,7 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use jiff::Timestamp;
 
-use super::{Cli, report::CliError, scope};
+use super::{Cli, completion, report::CliError, scope};
 use crate::{
     config::defaults,
     error_code,
@@ -60,9 +60,7 @@ pub fn run(args: Args) -> Result<(), CliError> {
 fn files() -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
     let mut files = manual_pages()?;
     for shell in Shell::value_variants() {
-        let mut script = Vec::new();
-        clap_complete::generate(*shell, &mut scope::apply(Cli::command()), "adit", &mut script);
-        files.push((PathBuf::from(format!("completions/adit.{shell}")), script));
+        files.push((PathBuf::from(format!("completions/adit.{shell}")), completion::script(*shell)?));
     }
     let service = |program: &str, listeners| Service {
         command: vec![program.to_owned(), "up".to_owned()],

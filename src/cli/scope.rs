@@ -99,7 +99,10 @@ pub fn apply(command: Command) -> Command {
                     ("status", "listen") => {
                         of_name.arg(global.clone().help(format!("{OF_RUNNING} [default: all that run]")))
                     }
-                    ("top" | "ui" | "unlock" | "stop", "listen") => {
+                    ("top", "listen") => of_name.arg(
+                        global.clone().help(format!("{OF_RUNNING} [default: the only one that runs; else it asks]")),
+                    ),
+                    ("ui" | "unlock" | "stop", "listen") => {
                         of_name.arg(global.clone().help(format!("{OF_RUNNING} [default: the only one that runs]")))
                     }
                     (

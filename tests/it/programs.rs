@@ -281,7 +281,9 @@ async fn a_file_of_variables_has_one_process_that_keeps_it() {
     let keepers = || {
         let command = |process: fs::DirEntry| fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
         let processes = fs::read_dir("/proc").unwrap().flatten().map(command);
-        processes.filter(|command| command.contains(&format!("--write\0{file}\0")) && command.contains("--keep")).count()
+        processes
+            .filter(|command| command.contains(&format!("--write\0{file}\0")) && command.contains("--keep"))
+            .count()
     };
     // direnv runs it each time that a shell enters the folder. Another target gives the file other content.
     for target in ["web=web.shop", "web=web.shop", "echo=tools.shop:echo", "web=web.shop", "web=web.shop"] {
@@ -322,8 +324,7 @@ async fn a_browser_never_reaches_another_context_than_that_of_the_command_line()
     let other = "contexts:\n- {name: other, context: {cluster: demo, user: demo}}\n";
     fs::write(&kubeconfig, text.replacen("contexts:\n", other, 1)).unwrap();
     let browser = async |context: &str| {
-        let said =
-            world.output(&["--context", context, "browser", "--browser", "/bin/true", "web.shop"]).await;
+        let said = world.output(&["--context", context, "browser", "--browser", "/bin/true", "web.shop"]).await;
         let lines = world.output(&["--context", context, "proxy"]).await.out;
         assert_eq!(said.code == Some(0), lines.contains("/proxy.pac"), "{said:?} {lines}");
         assert!(said.code == Some(0) || said.err.contains(&format!("would not reach context {context}")), "{said:?}");
@@ -335,6 +336,51 @@ async fn a_browser_never_reaches_another_context_than_that_of_the_command_line()
     let socket = world.home.folder.path().join(format!("adit/{}.sock", world.port));
     eventually("it runs", || async { socket.exists() }).await;
     assert_eq!((browser("demo").await, browser("other").await), (Some(1), Some(0)));
+}
+
+#[tokio::test]
+async fn bash_completes_the_names_that_exist_now() {
+    for is_running in [true, false] {
+        let world = World::new("contexts: {production: {name: demo-nobody}}\n", is_running).await;
+        let program = Path::new(env!("CARGO_BIN_EXE_adit"));
+        let of = async |line: &str| {
+            // bash gives the function the words of the line, split at = and : too.
+            let config = world.home.folder.path().join("config.yaml");
+            let script = format!(
+                "source <({} completion bash); PATH={}:$PATH; COMP_WORDS=(adit --config {} --listen {} {line}); \
+                 COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _adit; echo ${{COMPREPLY[*]}}",
+                program.display(),
+                program.parent().unwrap().display(),
+                config.display(),
+                world.port
+            );
+            let mut bash =
+                world.home.adit(&[]).as_std().get_envs().fold(Command::new("bash"), |mut bash, (name, value)| {
+                    match value {
+                        Some(value) => bash.env(name, value),
+                        None => bash.env_remove(name),
+                    };
+                    bash
+                });
+            let said = Said::of(timeout(PATIENCE, bash.args(["-c", &script]).output()).await.unwrap().unwrap());
+            assert_eq!(said.err, "", "{line}");
+            said.out.trim().to_owned()
+        };
+        assert_eq!(of("run --to db = pos").await, "postgres.data", "{is_running}");
+        assert_eq!(of("run --to = db = pos").await, "postgres.data", "{is_running}");
+        assert_eq!(of("wait web.s").await, "web.shop");
+        assert_eq!(of("-n shop connect br").await, "broken.shop");
+        assert_eq!(of("--context pro").await, "production");
+        assert_eq!(of("--context = demo-").await, "demo-nobody");
+        assert!(of("routes -n ''").await.contains("shop"));
+        assert_eq!(of("stat").await, "status");
+        assert_eq!(of("--kubeconfig /nonexistent run --to x").await, "");
+        if is_running {
+            let said = world.output(&["wait", "web.shop"]).await;
+            assert_eq!(said.code, Some(0), "{said:?}");
+            assert_eq!(of("stop d").await, "demo/shop/web:80");
+        }
+    }
 }
 
 fn mode(file: &Path) -> u32 {
