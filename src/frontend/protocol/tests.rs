@@ -136,3 +136,12 @@ fn servers_say_that_they_want_tls_or_http2() {
     assert_eq!(wanted(b"An HTTP/1.x request was sent to an HTTP/2 only endpoint."), Some(Scheme::H2c));
     assert_eq!(wanted(b"\xff bad request"), None);
 }
+
+#[test]
+fn advice_for_a_name_with_a_context_keeps_the_context() {
+    let of = |name: &str| fix(&Route { name: name.into(), ..route(None) }, &endpoint(80, None), Scheme::Https);
+    let with =
+        "{\"web.shop.dev.cx.localhost\": {context: \"dev\", namespace: shop, service: web, port: 80, scheme: https}}";
+    assert!(of("web.shop.dev.cx.localhost").ends_with(with), "{}", of("web.shop.dev.cx.localhost"));
+    assert!(!of("web.shop.localhost").contains("context"));
+}
