@@ -171,6 +171,9 @@ mod tests {
         // A PAC file has no user name, so nothing that uses it may claim to reach another context.
         let lines = Proxy { is_default: false, ..of("prod") }.lines();
         assert!(!lines.contains("proxy.pac") && !lines.contains("browser web.shop"), "{lines}");
-        assert!(lines.contains("'adit --context prod up', or open the URL of 'adit --context prod url web.shop'"), "{lines}");
+        assert!(
+            lines.contains("'adit --context prod up', or open the URL of 'adit --context prod url web.shop'"),
+            "{lines}"
+        );
     }
 }

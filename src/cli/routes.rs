@@ -75,9 +75,7 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     let is_empty = show(&args, rows)?;
     match args.output {
         Some(Output::Json) => Ok(()),
-        None if is_empty && has_services => {
-            print(&format!("no name contains {:?}\n", args.filter.unwrap_or_default()))
-        }
+        None if is_empty && has_services => print(&format!("no name contains {:?}\n", args.filter.unwrap_or_default())),
         None if is_empty => print(&note),
         None => {
             // Routes of the configuration are always listed, so the note is about Services only.

@@ -186,13 +186,18 @@ fn a_missing_kubeconfig_is_told_with_what_to_do() {
 fn routes_of_the_configuration_are_listed_also_where_no_service_can_be() {
     let home = tempfile::tempdir().unwrap();
     let config = home.path().join("config.yaml");
-    std::fs::write(&config, "http: {k8s: {routes: {shop.localhost: {context: prod, namespace: shop, service: web}}}}\n")
-        .unwrap();
+    std::fs::write(
+        &config,
+        "http: {k8s: {routes: {shop.localhost: {context: prod, namespace: shop, service: web}}}}\n",
+    )
+    .unwrap();
     let kubeconfig = home.path().join("kubeconfig");
     let text_of = "current-context: c\ncontexts: [{name: c, context: {cluster: c, user: u}}]\nusers: [{name: u, user: {}}]\n\
                    clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}]\n";
     std::fs::write(&kubeconfig, text_of).unwrap();
-    for (kubeconfig, reason) in [(Path::new("/nonexistent"), "cannot read the kubeconfig"), (&kubeconfig, "127.0.0.1:1")] {
+    for (kubeconfig, reason) in
+        [(Path::new("/nonexistent"), "cannot read the kubeconfig"), (&kubeconfig, "127.0.0.1:1")]
+    {
         let options = ["--config", config.to_str().unwrap(), "--kubeconfig", kubeconfig.to_str().unwrap()];
         let output = adit(home.path(), &[&options[..], &["routes"]].concat());
         let (out, err) = (text(&output.stdout), text(&output.stderr));

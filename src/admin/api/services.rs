@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     config::{
-        ContextName, Destination, InvalidValue, Label, Namespace, PortRef, SniBackend, Workload, listen::of_this_machine,
-        shell::kubectl,
+        ContextName, Destination, InvalidValue, Label, Namespace, PortRef, SniBackend, Workload,
+        listen::of_this_machine, shell::kubectl,
     },
     k8s::{
         ClusterError, ServicePort,
@@ -329,8 +329,10 @@ mod tests {
         let contexts = Arc::<Contexts>::default();
         let router = Router { config, http_contexts: contexts.clone(), tcp_contexts: contexts };
         let rows = routes(&router, 8989);
-        let rows: Vec<_> =
-            rows.iter().map(|row| (&*row.name, &*row.from, &*row.speaks, row.command.as_deref().unwrap_or("-"))).collect();
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|row| (&*row.name, &*row.from, &*row.speaks, row.command.as_deref().unwrap_or("-")))
+            .collect();
         assert_eq!(
             rows,
             [

@@ -122,7 +122,8 @@ const FIRST_FREE: u16 = 1024;
 pub fn missing_route(router: &Router, namespace: &str, service: &str, port: u16, context: Option<&str>) -> String {
     let config = &router.config;
     let of_sni = config.sni.iter().flat_map(|sni| &sni.listen);
-    let own: Vec<u16> = config.tcp.routes.keys().chain(&config.http.listen).chain(of_sni).map(SocketAddr::port).collect();
+    let own: Vec<u16> =
+        config.tcp.routes.keys().chain(&config.http.listen).chain(of_sni).map(SocketAddr::port).collect();
     let is_free = |port: &u16| *port >= FIRST_FREE && !own.contains(port) && is_unused(*port);
     // 5432 becomes 15432, so that the number still says what it is.
     let beside = (port % 10_000 + 10_000)..=u16::MAX;
@@ -238,7 +239,8 @@ mod tests {
     fn a_route_to_add_has_a_port_that_nothing_else_has() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let taken = taken.local_addr().unwrap().port();
-        let config = "http: {listen: '127.0.0.1:29092'}\ntcp: {k8s: {routes: {26379: {namespace: a, service: redis}}}}\n";
+        let config =
+            "http: {listen: '127.0.0.1:29092'}\ntcp: {k8s: {routes: {26379: {namespace: a, service: redis}}}}\n";
         let config = crate::config::validate::parse(std::path::Path::new("c"), config.as_bytes()).unwrap();
         let contexts = std::sync::Arc::<crate::routing::Contexts>::default();
         let router = Router { config: config.into(), http_contexts: contexts.clone(), tcp_contexts: contexts };

@@ -279,7 +279,10 @@ mod tests {
                       b.localhost: {context: prod, service: x}}}}\n";
         let with_default = format!("default_context: dev\n{routes}");
         let (context, note) = of(&with_default, &["adit"]).unwrap();
-        assert!(context == "dev" && note.as_ref().is_some_and(|note| note.contains("--context prod doctor --rbac")), "{note:?}");
+        assert!(
+            context == "dev" && note.as_ref().is_some_and(|note| note.contains("--context prod doctor --rbac")),
+            "{note:?}"
+        );
         assert_eq!(of(&with_default, &["adit", "--context", "prod"]), Ok(("prod".to_owned(), None)));
         assert!(of(routes, &["adit"]).unwrap_err().contains("several"));
     }

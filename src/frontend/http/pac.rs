@@ -58,10 +58,11 @@ fn script(router: &Router, cluster_domain: &str, at: SocketAddr) -> String {
     let of_aliases = router.config.contexts.values().filter_map(|alias| Some(alias.namespace.as_ref()?.to_string()));
     let routes = router.config.http.routes.values().map(|route| &route.destination);
     let routes = routes.chain(router.config.tcp.routes.values().map(|route| &route.destination));
-    let of_sni = router.config.sni.iter().flat_map(|sni| sni.routes.values()).filter_map(|route| match &route.backend {
-        SniBackend::Kubernetes(destination) => Some(&**destination),
-        SniBackend::Command(_) => None,
-    });
+    let of_sni =
+        router.config.sni.iter().flat_map(|sni| sni.routes.values()).filter_map(|route| match &route.backend {
+            SniBackend::Kubernetes(destination) => Some(&**destination),
+            SniBackend::Command(_) => None,
+        });
     let of_routes = routes.clone().chain(of_sni);
     let of_routes = of_routes.filter_map(|destination| Some(destination.namespace.as_ref()?.to_string()));
     let namespaces: BTreeSet<String> = of_contexts.chain(of_aliases).chain(of_routes).collect();

@@ -108,7 +108,9 @@ pub fn foreign(foreign: &Foreign, host: &str, route: &Route) -> Page {
                     };
                     let context = protocol::context_key(host, &cluster.context);
                     let line = format!("\"{host}\": {{{context}namespace: {namespace}, {workload}, {port}{origins}}}");
-                    format!("if that page is yours, add this line to http.k8s.routes, or to the route of {host}:\n{line}")
+                    format!(
+                        "if that page is yours, add this line to http.k8s.routes, or to the route of {host}:\n{line}"
+                    )
                 }
                 None => format!("if that page is yours, add this line to the route of {host}:\n{origins}"),
             }
@@ -328,7 +330,8 @@ mod tests {
         };
         let router = |text: &str| {
             let config = validate::parse(std::path::Path::new("c"), text.as_bytes()).unwrap();
-            let contexts = std::sync::Arc::new(Contexts { current: Some("dev".parse().unwrap()), ..Contexts::default() });
+            let contexts =
+                std::sync::Arc::new(Contexts { current: Some("dev".parse().unwrap()), ..Contexts::default() });
             Router { config: config.into(), http_contexts: contexts.clone(), tcp_contexts: contexts }
         };
         let foreign_page = Foreign { from: "https://app.test".to_owned() };
