@@ -65,7 +65,7 @@ pub fn script(shell: Shell) -> io::Result<Vec<u8>> {
     completer.write_registration(ASKS, "adit", "adit", "adit", &mut script)?;
     if shell == Shell::Zsh {
         // As a file of $fpath, zsh runs the script instead of the function at the first completion.
-        script.extend(b"[ \"$funcstack[1]\" = _adit ] && _clap_dynamic_completer_adit \"$@\"\n");
+        script.extend(b"if [ \"$funcstack[1]\" = _adit ]; then _clap_dynamic_completer_adit \"$@\"; fi\n");
     }
     Ok(script)
 }
