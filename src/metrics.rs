@@ -113,7 +113,7 @@ impl Metrics {
         for (name, help, counter) in [
             ("adit_connections_refused", "Connections refused at the open-file limit.", &self.refused_connections),
             ("adit_retries", "Requests sent again because their connection to the pod had ended.", &self.retries),
-            ("adit_names_refused", "Clients of SNI listeners that were turned away.", &self.refused_names),
+            ("adit_names_refused", "Clients of SNI listeners that were refused.", &self.refused_names),
         ] {
             to.family(name, "counter", help);
             to.sample(&format!("{name}_total"), &[], counter.load(Ordering::Relaxed));

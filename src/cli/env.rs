@@ -35,7 +35,7 @@ pub struct Args {
     /// Write this file, update it while adit runs, and mark it stale when adit exits
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
-    /// Replace the file also where 'adit env' has not written it
+    /// Replace a file that 'adit env' has not written
     #[arg(long, requires = "write")]
     force: bool,
     /// Keep the file that another process has written

@@ -73,7 +73,7 @@ enum Command {
         #[arg(short = 'A', long, conflicts_with = "service")]
         all_namespaces: bool,
     },
-    /// Delete the relay that --create has created in this namespace, and everything that belongs to it
+    /// Delete the relay of --create in this namespace, with its objects
     Clean,
 }
 

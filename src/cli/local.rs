@@ -39,7 +39,7 @@ pub struct Args {
     /// The host of the local service [default: 127.0.0.1 and [::1], whichever answers]
     #[arg(long, value_name = "HOST")]
     local_host: Option<String>,
-    /// Public port to ask for, for the first local port [default: any]
+    /// Public port of the first local port [default: any free port]
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
     /// Name below the relay's domain that serves the first port by HTTP

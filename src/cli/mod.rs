@@ -139,7 +139,7 @@ enum Command {
     Check(check::Args),
     /// Print the JSON schema of the configuration file
     Schema(schema::Args),
-    /// Run a command with the cluster at local ports
+    /// Run a command with local ports to Services of the cluster
     Run(run::Args),
     /// Find out why a target cannot be reached, and print the command that repairs it
     Doctor(doctor::Args),
@@ -147,7 +147,7 @@ enum Command {
     Env(env::Args),
     /// Wait until targets can be reached
     Wait(wait::Args),
-    /// Join standard input and output with a port of the cluster
+    /// Connect standard input and output to a port of the cluster
     Connect(connect::Args),
     /// List the Services and routes, each with its URL
     Routes(routes::Args),
@@ -155,7 +155,7 @@ enum Command {
     Url(url::Args),
     /// Print the settings that let programs use the forward proxy
     Proxy(proxy::Args),
-    /// Start a browser in which the names of the cluster work
+    /// Start a browser that resolves the names of the cluster
     Browser(browser::Args),
     /// Show the tunnels of the running adit
     Status(status::Args),
@@ -163,7 +163,7 @@ enum Command {
     Top(top::Args),
     /// Open the dashboard of the running adit
     Ui(ui::Args),
-    /// Allow every HTTP method to a read-only context for a while
+    /// Allow every HTTP method in a read-only context for a while
     Unlock(unlock::Args),
     /// Stop a tunnel of the running adit
     Stop(stop::Args),

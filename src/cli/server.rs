@@ -94,14 +94,14 @@ struct Serve {
     /// Serve /healthz, /readyz and /metrics here, for Prometheus and the kubelet, without client names or addresses
     #[arg(long, value_name = "ADDRESS")]
     metrics_listen: Option<SocketAddr>,
-    /// Serve version 1 too: the secret and every byte cross the network in the clear
+    /// Serve version 1 too, which sends the secret and all data unencrypted
     #[arg(long)]
     allow_v1: bool,
     /// Let clients take over Services of the cluster of this pod, or of one namespace only (needs POD_NAME, POD_NAMESPACE, POD_UID
     /// and POD_IPS in the environment)
     #[arg(long, value_name = "NAMESPACE", num_args = 0..=1, require_equals = true)]
     register: Option<Option<String>>,
-    /// Authority over takeovers: the client's key alone, or also the RBAC permissions of its user in the cluster
+    /// Condition for a takeover: the client's key alone, or also the RBAC permissions of its user in the cluster
     #[arg(long, value_enum, default_value = "keys", requires = "register", value_name = "BY")]
     authorize: AuthorizeBy,
     #[command(flatten)]

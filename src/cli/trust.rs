@@ -32,7 +32,7 @@ pub struct Args {
 enum Command {
     /// Create a CA for local names and add it to the stores of browsers and the system
     Install {
-        /// More names that the CA may vouch for, with all below them, e.g. example.com
+        /// Additional names that the CA may sign certificates for, with all names below them, e.g. example.com
         #[arg(long, value_name = "NAME", value_delimiter = ',')]
         names: Vec<String>,
     },

@@ -19,13 +19,13 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  adit unlock prod\n  adit unlock prod --for 1h\n  adit unlock prod --for 0                 lock it again\n\n\
-        A context with 'methods' in the configuration takes no others. It is locked again after the time, and when adit ends."
+        A context with 'methods' refuses all others. adit locks it again after this time, and when it exits."
 )]
 pub struct Args {
     /// Context, or its alias
     #[arg(id = "locked", value_name = "CONTEXT")]
     context: String,
-    /// For how long, at most 8h; 0 locks it again
+    /// Duration, at most 8h; 0 locks it again
     #[arg(long = "for", value_name = "DURATION", default_value = "15m", value_parser = duration)]
     time: Duration,
 }
@@ -42,8 +42,8 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     let UnlockAnswer { context, seconds, .. } = socket::ask_with(&path, &at, &wanted).await?;
     print(&match seconds {
         0 => format!("context {context} is locked\n"),
-        seconds if seconds < 60 => format!("context {context} takes every method for {seconds} s\n"),
-        seconds => format!("context {context} takes every method for {} min\n", seconds.div_ceil(60)),
+        seconds if seconds < 60 => format!("context {context} allows every method for {seconds} s\n"),
+        seconds => format!("context {context} allows every method for {} min\n", seconds.div_ceil(60)),
     })
 }
 

@@ -154,7 +154,7 @@ impl<'a> Builder<'a> {
             Event::MappingStart(_, anchor, _) => (Value::Map(self.map(depth)?), anchor),
             Event::Alias(id) => {
                 let Some(node) = self.anchors.get(&id).cloned() else {
-                    return Err(self.problem(span, "an alias inside of what it stands for"));
+                    return Err(self.problem(span, "a YAML alias that contains itself"));
                 };
                 self.nodes += count(&node);
                 if self.nodes > MOST_NODES {

@@ -33,7 +33,7 @@ struct File {
     exec_path: Option<Vec<String>>,
     /// Context, or alias, for names and routes that set none. Default: the kubeconfig's current one.
     default_context: Option<String>,
-    /// Short names for contexts.
+    /// Aliases of contexts, and rules for them.
     contexts: Option<std::collections::BTreeMap<String, ContextAlias>>,
     http: Option<Http>,
     tcp: Option<Tcp>,

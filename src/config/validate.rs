@@ -258,7 +258,7 @@ impl Walk {
             (Some(true), Some(trusted)) if !trusted.is_empty() => ProxyProtocol::Require(trusted),
             (Some(true), None) if map.contains_key("trusted_proxies") => ProxyProtocol::Off,
             (Some(true), _) => {
-                let hint = "say which proxies are believed: trusted_proxies: [10.0.0.0/8]";
+                let hint = "name the trusted proxies: trusted_proxies: [10.0.0.0/8]";
                 self.problem(node.place, "proxy_protocol is required, and no proxy is trusted", Some(hint));
                 ProxyProtocol::Off
             }

@@ -49,7 +49,7 @@ fn state(act: Act, file: &Path, text: &str) -> State {
     };
     match done.and_then(|()| files::find(file)) {
         Ok(Found::Ours(found)) if found == text => State::Asks("adit".to_owned()),
-        Ok(Found::Others) => State::Asks("a server that somebody else has named".to_owned()),
+        Ok(Found::Others) => State::Asks("a DNS server from a file of another program".to_owned()),
         Ok(_) => State::Lacks,
         Err(error) => failed(file, &error),
     }

@@ -76,7 +76,7 @@ impl PostgresFrontend {
         match greeting::read(&mut stream, received, connection.place.limits().first_byte).await {
             Ok(greeting) => self.serve_greeted(stream, greeting, connection).await,
             Err(GreetingError::PlainPostgres) => {
-                info!(connection = connection.id, peer = %connection.peer, "refused: PostgreSQL without TLS says no name");
+                info!(connection = connection.id, peer = %connection.peer, "refused: PostgreSQL without TLS sends no server name");
                 self.refuse_plain(&mut stream).await;
             }
             Err(GreetingError::Cancel(message)) => self.cancel(&message, connection.peer, None).await,
@@ -196,9 +196,7 @@ impl PostgresFrontend {
                 warn!(host = name, tunnel = %route.target, %error, "closed: no PostgreSQL there");
                 let refusal = match StreamFault::of(&error) {
                     Some(fault) => Refusal::of_stream(fault, &route.target),
-                    None => {
-                        Refusal::new(format!("{}: {error}", route.target), "does the name lead to PostgreSQL's port?")
-                    }
+                    None => Refusal::new(format!("{}: {error}", route.target), "is this PostgreSQL's port?"),
                 };
                 Box::pin(self.refuse_greeted(stream, greeting, &refusal)).await;
             }

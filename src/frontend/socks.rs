@@ -123,7 +123,7 @@ async fn handshake(stream: &mut BoxedIo, received: &mut BytesMut, door: &Door) -
                 received.advance(length);
                 if let Command::Other(_) = request.command {
                     stream.write_all(&Reply::CommandNotSupported.bytes()).await?;
-                    return Err(io::Error::other("it asks for something else than CONNECT").into());
+                    return Err(io::Error::other("the SOCKS5 command is not CONNECT").into());
                 }
                 return Ok(Asked { context, host: request.host, port: request.port });
             }

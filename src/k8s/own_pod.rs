@@ -53,7 +53,7 @@ pub async fn ensure(
             }
             Err(AskError::NotFound) => {
                 make(cluster, namespace, name, pod).await?;
-                "it has been made just now".to_owned()
+                "it was just created".to_owned()
             }
             Err(AskError::Failed(error)) => return Err(error),
         };

@@ -154,7 +154,7 @@ fn of_certificate(problem: &CertificateError, host: &str) -> String {
         }
         CertificateError::UnsupportedSignatureAlgorithmContext { .. }
         | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
-            "the server's certificate has a kind of key that adit does not know: RSA from 1024 bits on, P-256, P-384, P-521 and Ed25519 it does"
+            "the server's certificate has an unsupported type of key; adit supports RSA from 1024 bits, P-256, P-384, P-521 and Ed25519"
                 .to_owned()
         }
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {

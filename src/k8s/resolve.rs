@@ -163,7 +163,7 @@ async fn follow_aliases(
             }
         }
     }
-    let why = format!("its ExternalName leads in a circle, or through more than {MOST_ALIASES} others");
+    let why = format!("its ExternalName is a loop, or leads through more than {MOST_ALIASES} others");
     Err(lookup.unsupported(&lookup.what(&workload), &why, None))
 }
 

@@ -67,7 +67,7 @@ fn counters(server: &Server) -> String {
         ("adit_relay_sessions", "Control connections of clients.", &counters.sessions),
         ("adit_relay_rejected", "Connections that were rejected.", &counters.rejected),
         ("adit_relay_visitors", "Connections to public ports and names.", &counters.visitors),
-        ("adit_relay_visitors_refused", "Visitors that reached nobody.", &counters.refused_visitors),
+        ("adit_relay_visitors_refused", "Visitors that reached no client.", &counters.refused_visitors),
     ] {
         text.family(name, "counter", help);
         text.sample(&format!("{name}_total"), &[], counter.load(Ordering::Relaxed));
@@ -77,7 +77,7 @@ fn counters(server: &Server) -> String {
     text.sample("adit_relay_bytes_total", &[("direction", "down")], counters.down.load(Ordering::Relaxed));
     let parted = &server.parted;
     let name = "adit_relay_personal_requests";
-    text.family(name, "counter", "Requests to ports that are taken over in part, by where they went.");
+    text.family(name, "counter", "Requests to ports that are taken over in part, by destination.");
     for (to, counter) in [("laptop", &parted.to_laptops), ("pods", &parted.to_pods)] {
         text.sample(&format!("{name}_total"), &[("to", to)], counter.load(Ordering::Relaxed));
     }

@@ -152,9 +152,9 @@ pub struct Open {
 /// Errors that a retry does not solve.
 #[derive(Debug, thiserror::Error)]
 pub enum Fatal {
-    #[error("the relay at {to} rejected us: {reason}")]
+    #[error("the relay at {to} refused the client: {reason}")]
     Rejected { to: String, reason: String },
-    #[error("the relay at {to} does not have our secret: wrong relay, or a man in the middle")]
+    #[error("the relay at {to} does not have the secret: wrong relay, or a man in the middle")]
     Stranger { to: String },
     #[error("the relay at {to} does not open a tunnel for port {port}: {reason}")]
     Refused { to: String, port: u16, reason: String },

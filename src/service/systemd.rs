@@ -27,7 +27,7 @@ fn quoted(word: &str, is_command: bool) -> String {
 
 fn service_unit(service: &Service) -> String {
     let command: Vec<_> = service.command.iter().map(|word| quoted(word, true)).collect();
-    let mut text = "[Unit]\nDescription=adit, the way into Kubernetes clusters\n".to_owned();
+    let mut text = "[Unit]\nDescription=adit, access to Kubernetes Services by name\n".to_owned();
     if !service.listeners.is_empty() {
         let _ = write!(text, "Requires={SOCKET_UNIT}\nAfter={SOCKET_UNIT}\n");
     }
@@ -37,7 +37,7 @@ fn service_unit(service: &Service) -> String {
     }
     text += "Restart=on-failure\n\
              RestartSec=1\n\
-             # A wrong configuration does not become right by another start.\n\
+             # A restart does not mend a wrong configuration.\n\
              RestartPreventExitStatus=2\n\
              # Requests in progress have 10 s.\n\
              TimeoutStopSec=15\n\

@@ -229,7 +229,7 @@ async fn what_would_not_help_is_not_tried_again() {
             .to_string()
     };
     let wrong = ended(client::Options { secret: "another secret entirely".into(), ..relay.client(1, 0) }).await;
-    assert!(wrong.contains("rejected us: the secret is not the one of this relay"), "{wrong}");
+    assert!(wrong.contains("refused the client: the secret is not the one of this relay"), "{wrong}");
     let other = Trust::Fingerprint(Identity::generate().unwrap().fingerprint());
     let pinned = ended(client::Options { trust: other, ..relay.client(1, 0) }).await;
     assert!(

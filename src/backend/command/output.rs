@@ -116,7 +116,7 @@ impl Output {
 
     fn tell_left_out(&self, lines: u64) {
         if lines > 0 {
-            warn!(target: "adit::command", command = &*self.name, lines, "lines were left out: it says too much");
+            warn!(target: "adit::command", command = &*self.name, lines, "dropped log lines: the command writes too many");
         }
     }
 

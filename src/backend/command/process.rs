@@ -176,7 +176,7 @@ impl Process {
     /// Returns the error for a process that cannot be used.
     pub fn failed(&self, how: &str) -> OpenError {
         let said = self.output.last();
-        let cause = if said.is_empty() { "it said nothing".to_owned() } else { format!("it said: {said}") };
+        let cause = if said.is_empty() { "it printed nothing".to_owned() } else { format!("it said: {said}") };
         OpenError::Command { what: format!("{}: {how}", self.shown), cause, hint: None }
     }
 }

@@ -33,7 +33,7 @@ pub async fn write(file: &Path, scope: &Scope, report: &Report, quiet: bool) -> 
             }
         }
     }
-    let mut list = format!("{} has in it:\n", file.display());
+    let mut list = format!("{} contains:\n", file.display());
     parts.iter().for_each(|(name, what, bytes)| list += &format!("  {name:<20} {what} ({} bytes)\n", bytes.len()));
     if quiet {
         eprint_list(&list);

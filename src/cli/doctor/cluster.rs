@@ -158,7 +158,7 @@ async fn answers(cluster: &Cluster, all: &mut Vec<Check>) -> Option<u32> {
             let says = "the server answers, but it is not a Kubernetes API server";
             let said = version.as_str().map(|said| format!("its answer begins with {said:?}"));
             all.push(Check::new("api-server", GROUP, Status::Fail, says).detail(said).fix(
-                "is a login page or a proxy in front of it? see what it says",
+                "look at the answer: a login page or a proxy may be in front of it",
                 Some(format!("curl -k {}/version", cluster.server.to_string().trim_end_matches('/'))),
             ));
             return None;
@@ -191,7 +191,7 @@ async fn answers(cluster: &Cluster, all: &mut Vec<Check>) -> Option<u32> {
         }
         // The API exists since Kubernetes 1.28.
         Err(ClusterError::Protocol { reason, .. }) if reason == NOT_FOUND => {
-            Check::new("authentication", GROUP, Status::Skip, "who you are (needs Kubernetes 1.28)")
+            Check::new("authentication", GROUP, Status::Skip, "user name (needs Kubernetes 1.28)")
         }
         Err(error) => of_error("authentication", GROUP, &error),
     });

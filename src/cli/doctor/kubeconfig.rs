@@ -27,14 +27,15 @@ pub fn files(scope: &Scope) -> Vec<Check> {
     let paths = &contexts.kubeconfig.0;
     let shown = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     if let Some(problem) = &contexts.problem {
+        let default = etcetera::home_dir().ok().map(|home| home.join(".kube/config"));
         let fix = match paths.first() {
-            Some(path) if path.exists() => format!("{} config view", scope.kubectl()),
-            _ => "export KUBECONFIG=~/.kube/config".to_owned(),
+            Some(path) if path.exists() => Some(format!("{} config view", scope.kubectl())),
+            _ => default.filter(|path| path.exists()).map(|_| "export KUBECONFIG=~/.kube/config".to_owned()),
         };
         let says = format!("the kubeconfig cannot be read: {problem}");
         return vec![
             Check::new("kubeconfig-files", GROUP, Status::Fail, says)
-                .fix("look at the file, or name another", Some(fix)),
+                .fix("correct the file, or set KUBECONFIG to another one", fix),
         ];
     }
     let (present, missing): (Vec<PathBuf>, Vec<PathBuf>) = paths.iter().cloned().partition(|path| path.exists());
@@ -78,11 +79,11 @@ fn names(scope: &Scope) -> Check {
         |context: &&ContextName| Some(*context) != contexts.current.as_ref() && scope.router.name_of(context).is_none();
     let odd: Vec<&str> = contexts.namespaces.keys().filter(is_odd).map(|context| context.as_str()).collect();
     match odd.first() {
-        None => Check::new(ID, GROUP, Status::Ok, "every context can be named in a hostname"),
+        None => Check::new(ID, GROUP, Status::Ok, "the name of every context fits into a hostname"),
         Some(first) => {
             let short = alias::free(first, contexts);
             let command = format!("{} config rename-context {} {short}", scope.kubectl(), quoted(first));
-            Check::new(ID, GROUP, Status::Warn, format!("{} cannot be named in a hostname", odd.join(", ")))
+            Check::new(ID, GROUP, Status::Warn, format!("{} does not fit into a hostname", odd.join(", ")))
                 .fix(format!("{}, or rename it", alias::advice(first, contexts)), Some(command))
         }
     }
@@ -102,7 +103,7 @@ pub async fn context(scope: &Scope, of: &Of) -> (Vec<Check>, Option<Arc<Cluster>
     };
     let signed_in = timeout(PLUGIN_WITHIN, cluster.sign_in_expires()).await;
     let check = match signed_in {
-        Ok(Ok(None)) => Check::new(ID, GROUP, Status::Ok, "the credentials are there, and do not say when they expire"),
+        Ok(Ok(None)) => Check::new(ID, GROUP, Status::Ok, "the user has credentials without an expiry time"),
         Ok(Ok(Some(expires))) => {
             let at = Timestamp::try_from(expires).unwrap_or_default();
             let left = at.duration_since(Timestamp::now()).as_secs();
@@ -117,7 +118,7 @@ pub async fn context(scope: &Scope, of: &Of) -> (Vec<Check>, Option<Arc<Cluster>
         Err(_) => {
             let who = scope.clusters.sign_in(&of.id).map_or_else(|| "the sign-in".to_owned(), |report| report.issuer);
             let says = format!("{who} has given no credential within {} s", PLUGIN_WITHIN.as_secs());
-            Check::new(ID, GROUP, Status::Fail, says).fix("sign in by hand and see what it waits for", Some(by_hand))
+            Check::new(ID, GROUP, Status::Fail, says).fix("sign in by hand", Some(by_hand))
         }
     };
     let is_signed_in = check.status != Status::Fail;

@@ -147,8 +147,8 @@ fn free_port() -> u16 {
 fn open_files() -> Check {
     let limit = getrlimit(Resource::Nofile);
     let says = match limit.maximum {
-        Some(hard) => format!("adit may have {hard} files open"),
-        None => "adit may have any number of files open".to_owned(),
+        Some(hard) => format!("the limit of open files is {hard}"),
+        None => "the number of open files is not limited".to_owned(),
     };
     match limit.maximum {
         Some(hard) if hard < FEW_FILES => Check::new("open-files", GROUP, Status::Warn, says)
@@ -182,7 +182,7 @@ fn of_names(found: &[SocketAddr], command: Option<String>) -> Check {
             Status::Warn,
             format!("the DNS server answers {answer} for names below localhost"),
         )
-        .detail(Some("browsers and curl do not ask it; other programs reach somebody else"))
+        .detail(Some("browsers and curl do not query it; other programs connect to a wrong host"))
         .fix("write the names that they need into /etc/hosts", Some(hosts()));
     }
     match (has("127.0.0.1"), has("::1")) {

@@ -107,7 +107,7 @@ pub const ALWAYS: &[Need] = &[
         verbs: &["list", "watch"],
         is_upgrade: false,
         is_needed: false,
-        why: "without list, adit takes the pods of the selector; without watch, it looks them up for each session",
+        why: "without list, adit uses the pods of the selector; without watch, it looks them up for each session",
     },
     Need {
         id: "permission-list-services",
@@ -116,7 +116,7 @@ pub const ALWAYS: &[Need] = &[
         verbs: &["list"],
         is_upgrade: false,
         is_needed: false,
-        why: "without it 'adit routes' has no list, and errors know no names that are alike",
+        why: "without it 'adit routes' has no list, and errors list no similar names",
     },
     Need {
         id: "permission-portforward",

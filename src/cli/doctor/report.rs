@@ -34,7 +34,7 @@ impl Group {
             Self::Kubeconfig => "kubeconfig",
             Self::Cluster => "cluster",
             Self::Rights => "permissions",
-            Self::Way => "the way through",
+            Self::Way => "port-forward",
             Self::Target => "target",
             Self::Running => "running adit",
         }

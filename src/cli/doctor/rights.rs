@@ -50,7 +50,7 @@ pub async fn checks(of: &Of, cluster: &Cluster, minor: u32) -> Vec<Check> {
             "permissions",
             GROUP,
             Status::Ok,
-            format!("every permission is there in {}", namespaces.join(", ")),
+            format!("the user has every permission in {}", namespaces.join(", ")),
         ));
     } else {
         all.extend(answers.into_iter().filter(|check| check.status != Status::Ok));

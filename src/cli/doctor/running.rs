@@ -69,7 +69,7 @@ fn of_status(scope: &Scope, status: &Answer) -> Vec<Check> {
     let mut all = vec![Check::new("running-adit", GROUP, Status::Ok, format!("adit answers (pid {})", overview.pid))];
     let own = env!("CARGO_PKG_VERSION");
     all.push(match overview.version == own {
-        true => Check::new("running-version", GROUP, Status::Ok, format!("its version is {own}, as this program's")),
+        true => Check::new("running-version", GROUP, Status::Ok, format!("it has this program's version, {own}")),
         false => Check::new(
             "running-version",
             GROUP,
@@ -83,7 +83,7 @@ fn of_status(scope: &Scope, status: &Answer) -> Vec<Check> {
             "rejected-configuration",
             GROUP,
             Status::Ok,
-            format!("its configuration is that of {}", overview.loaded_at),
+            format!("it uses the configuration that it loaded at {}", overview.loaded_at),
         ),
         Some(reason) => Check::new(
             "rejected-configuration",

@@ -84,7 +84,7 @@ pub async fn checks(scope: &Scope, target: &str, all: &mut Vec<Check>) {
                     | ErrorCode::Kubeconfig
                     | ErrorCode::Forbidden
             ) {
-                let says = format!("{what} (needs what has failed above)");
+                let says = format!("{what} (needs the failed check above)");
                 return all.push(Check::new("service", GROUP, Status::Skip, says).detail(Some(error.to_string())));
             }
             let is_ready = error.code() == ErrorCode::NotReady;
@@ -131,8 +131,8 @@ async fn reached(
         Ok(lease) => {
             let endpoint = lease.endpoint();
             let says = match &pods.jump {
-                Some(jump) => format!("{} takes connections, through pod {}", jump.target, endpoint.pod),
-                None => format!("port {} in pod {} takes connections", endpoint.container_port, endpoint.pod),
+                Some(jump) => format!("{} accepts connections, through pod {}", jump.target, endpoint.pod),
+                None => format!("port {} in pod {} accepts connections", endpoint.container_port, endpoint.pod),
             };
             all.push(Check::new("pod-port", GROUP, Status::Ok, says).took(started.elapsed()));
             let (port, host) = match &pods.jump {
@@ -222,12 +222,12 @@ async fn protocol(
     match (says, speaks) {
         (Some(says), _) => Check::new("protocol", GROUP, Status::Ok, format!("it is {says}")).detail(Some(command)),
         (None, Speaks::Other) => {
-            Check::new("protocol", GROUP, Status::Skip, "what it speaks (needs a port whose name or number says that)")
+            Check::new("protocol", GROUP, Status::Skip, "protocol (the name and number of the port do not show it)")
                 .detail(Some(command))
         }
         (None, speaks) => {
             Check::new("protocol", GROUP, Status::Warn, format!("it does not answer as {} does", speaks.name()))
-                .fix("see what it says", Some(format!("adit connect {}", quoted(target))))
+                .fix("look at its answer", Some(format!("adit connect {}", quoted(target))))
         }
     }
 }

@@ -179,7 +179,8 @@ async fn stream(scope: &Scope, of: &Of, found: &Found) -> Check {
         }
         // The stream has reached the pod, which is the point of this check. The target's checks are about its port.
         Err(OpenError::Stream(StreamFault::Refused { port })) => {
-            let says = format!("a stream comes to pod {}/{}, whose port {port} refuses it", found.namespace, found.pod);
+            let says =
+                format!("a stream reached pod {}/{}; its port {port} refuses connections", found.namespace, found.pod);
             Check::new("pod-stream", GROUP, Status::Ok, says).took(started.elapsed())
         }
         Err(error) => Check::new(

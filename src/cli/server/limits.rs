@@ -13,7 +13,7 @@ pub struct LimitArgs {
     /// Maximum streams per tunnel
     #[arg(long, value_name = "COUNT", default_value_t = Limits::default().streams_per_tunnel)]
     max_streams: usize,
-    /// Visitors per tunnel that may wait for the client; the rest queue
+    /// Maximum visitors per tunnel that wait for the client; others stay in the listen queue
     #[arg(long, value_name = "COUNT", default_value_t = Limits::default().pending_per_tunnel)]
     max_pending: usize,
     /// Maximum new connections per tunnel and second

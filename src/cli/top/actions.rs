@@ -20,7 +20,7 @@ pub(super) enum Wish {
 }
 
 /// Message about a line without a URL.
-const NO_URL: &str = "no URL leads there";
+const NO_URL: &str = "it has no URL";
 
 /// Result of an action.
 pub(super) enum Outcome {

@@ -85,7 +85,7 @@ const HELP: [&str; 20] = [
     "/              filter; !word is the inverse",
     "Esc            end the filter, close the details",
     "e              errors only",
-    "< >            sort by another column; again at the last one: the other way",
+    "< >            sort by another column; again at the last column: reverse the order",
     "w              wide: columns are not cut",
     "o              open in the browser",
     "c              copy the URL",

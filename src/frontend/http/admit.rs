@@ -143,8 +143,6 @@ pub(super) fn authority<B>(request: &Request<B>) -> Result<String, Page> {
         (Some(authority), _) if authority.as_str().contains('@') => refuse(Refusal::Host),
         (Some(authority), None) => Ok(authority.to_string()),
         (_, Some(host)) if !host.is_empty() => Ok(host.to_owned()),
-        _ => {
-            Err(Page::new(StatusCode::BAD_REQUEST, ErrorCode::NoHost, "the request does not say for which host it is"))
-        }
+        _ => Err(Page::new(StatusCode::BAD_REQUEST, ErrorCode::NoHost, "the request has no Host header")),
     }
 }

@@ -42,7 +42,7 @@ impl ReadOnly {
     /// Returns the rule as a sentence.
     pub fn title(&self) -> String {
         let methods: Vec<&str> = self.methods.iter().map(Method::as_str).collect();
-        format!("context {} takes only {}", self.context, methods.join(", "))
+        format!("context {} allows only {}", self.context, methods.join(", "))
     }
 }
 
@@ -93,7 +93,7 @@ pub fn check_replay(request: &Request<Body>, route: &Route) -> Result<(), Page> 
     if *replay.target == *target {
         return Ok(());
     }
-    let title = format!("{} leads to {target} now", route.name);
+    let title = format!("{} routes to {target} now", route.name);
     let cause = Some(format!("the request that is to be sent again went to {}", replay.target));
     Err(Page { cause, ..Page::new(StatusCode::CONFLICT, ErrorCode::Moved, title) })
 }

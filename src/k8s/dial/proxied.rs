@@ -173,7 +173,7 @@ fn why(code: u8) -> &'static str {
         4 => "it cannot reach the host, or does not know its name",
         5 => "the connection is refused",
         6 => "nothing answers",
-        7 => "it does not connect for others",
+        7 => "it does not support CONNECT",
         8 => "it does not know this kind of address",
         _ => "it has failed",
     }

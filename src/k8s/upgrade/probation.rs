@@ -69,7 +69,7 @@ pub(super) fn outdone<T: choice::Transport>(cluster: &Cluster, memory: &Memory<T
     let (silent, works) = (silent.name(), works.name());
     warn!(
         context = %cluster.context,
-        "something between adit and the API server takes upgrades to {silent} and passes nothing on: adit goes on with {works}"
+        "a gateway accepts upgrades to {silent} but passes no data: using {works}"
     );
     format!("upgrades to {silent} are answered and nothing follows; {works} works")
 }

@@ -78,7 +78,7 @@ pub async fn run(
             }
             Ended::Goodbye(reason) => {
                 info!(relay, reason, ?again_in, "the relay says goodbye");
-                format!("the relay at {to} said goodbye: {reason}")
+                format!("the relay at {to} ended the session: {reason}")
             }
             Ended::Lost(error) => {
                 warn!(relay, %error, ?again_in, "no connection to the relay");

@@ -111,7 +111,7 @@ impl Client {
                 Ok(Visit { peer, local_end: local_end.to_string(), local })
             }
             Err(error) => {
-                warn!(%peer, %error, "no local service: the visitor is turned away");
+                warn!(%peer, %error, "no local service: visitor refused");
                 Err(error.into())
             }
         }
