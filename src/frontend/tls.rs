@@ -114,7 +114,9 @@ impl TlsFrontend {
     ) -> Option<(BoxedIo, Lease, Ongoing)> {
         let ServerName::Name(name) = &hello.server_name else { return None };
         let route = self.router.load().http(name).ok()?.for_client(true);
-        if self.ends(&route, name) {
+        let ends = self.ends(&route, name);
+        // Unless the route says so, adit terminates only HTTP: its clients offer it by ALPN (RFC 7301), or its port has a hint.
+        if ends && (route.options.client_tls.is_some() || !hello.alpn.is_empty()) {
             return None;
         }
         if route.options.scheme.is_some_and(|scheme| scheme != Scheme::Https) {
@@ -127,6 +129,9 @@ impl TlsFrontend {
         // Ignore the error: the error page tries again, and reports it.
         let lease = self.tunnels.acquire(&route.target, route.idle_timeout).await.ok()?;
         let (endpoint, protocols) = (lease.endpoint(), self.http.protocols());
+        if ends && endpoint.port.hint().is_some() {
+            return None;
+        }
         let speaks_tls = protocols.speaks_tls(&route, &endpoint);
         let waits = match speaks_tls {
             SpeaksTls::No => return None,

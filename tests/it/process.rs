@@ -623,7 +623,16 @@ async fn an_authority_is_taken_up_while_adit_runs_and_ends_tls_by_name() {
             "{answer}"
         );
     }
-    for host in ["443.tools.shop.localhost", "pass.localhost"] {
+    let spec = serde_json::json!({
+        "selector": {"app": "tools"}, "clusterIP": "10.96.7.7",
+        "ports": [{"name": "smtps", "port": 465, "targetPort": 8443, "protocol": "TCP"}],
+    });
+    process
+        .demo
+        .world()
+        .put("services", serde_json::json!({"metadata": {"namespace": "shop", "name": "mail"}, "spec": spec}));
+    // The last one is no HTTP by its port, and the client does not offer HTTP.
+    for host in ["443.tools.shop.localhost", "pass.localhost", "mail.shop.localhost"] {
         let error = https(&process, host, &authority).await.unwrap_err();
         assert!(error.contains("UnknownIssuer") || error.contains("invalid peer certificate"), "{host}: {error}");
     }
