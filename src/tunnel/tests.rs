@@ -461,6 +461,25 @@ async fn a_tunnel_that_starts_in_a_drain_does_not_stay() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_that_is_lost_in_a_drain_leaves_its_streams_their_time() {
+    let (manager, backend, drain) = manager(Scripted::default());
+    let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
+    let mut stream = lease.connect().await.unwrap();
+    let mut pod = backend.pods.lock().unwrap().pop().unwrap();
+    backend.answers.lock().unwrap().push_back(OpenError::NoClient { name: "s".into() });
+    let draining = drain.clone();
+    let finished = tokio::spawn(async move { draining.finish(Duration::from_secs(10)).await });
+    sleep(Duration::from_millis(10)).await;
+    backend.sessions.lock().unwrap()[0].send_replace(Some(CloseReason::ClientGone));
+    sleep(Duration::from_secs(1)).await;
+    pod.write_all(b"rest").await.unwrap();
+    let mut rest = [0; 4];
+    stream.read_exact(&mut rest).await.expect("the stream goes on");
+    drop((stream, lease));
+    assert_eq!(finished.await.unwrap(), 0, "it ends with its last stream");
+}
+
+#[tokio::test(start_paused = true)]
 async fn random_names_are_limited_and_leave_nothing() {
     let (manager, ..) = manager(Scripted {
         answers: Mutex::new(std::iter::repeat_n(not_found(), 10_000).collect()),

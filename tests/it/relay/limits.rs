@@ -281,3 +281,31 @@ async fn a_relay_with_idle_connections_alone_ends_at_once() {
     let ended = timeout(Duration::from_secs(5), relay.child.wait()).await;
     assert!(ended.expect("before the grace of 10 s is over").unwrap().success());
 }
+
+#[tokio::test]
+async fn an_answer_by_name_goes_on_while_the_relay_ends() {
+    let mut relay = Process::start(&[]).await;
+    let (service, drain) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), Drain::new());
+    let port = service.local_addr().unwrap().port();
+    let (mut rx, _running) = start(relay.client(port, Kind::Http, "web"), &drain);
+    timeout(PATIENCE, rx.recv()).await.expect("in time").expect("it runs");
+    let mut visitor = TcpStream::connect(relay.http).await.unwrap();
+    visitor.write_all(b"GET / HTTP/1.1\r\nHost: web.relay.test\r\n\r\n").await.unwrap();
+    let (mut service, _) = service.accept().await.unwrap();
+    service.read_u8().await.unwrap();
+    service.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nfirst").await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"first") {
+        assert_ne!(timeout(PATIENCE, visitor.read_buf(&mut answer)).await.unwrap().unwrap(), 0);
+    }
+    relay.signal().await;
+    relay.logs("client gone").await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    service.write_all(b", rest").await.unwrap();
+    drop(service);
+    // It is cut otherwise.
+    let _ = timeout(PATIENCE, visitor.read_to_end(&mut answer)).await.unwrap();
+    assert!(answer.ends_with(b"\r\n\r\nfirst, rest"), "{}", answer.escape_ascii());
+    let ended = timeout(Duration::from_secs(5), relay.child.wait()).await;
+    assert!(ended.expect("with the last answer").unwrap().success());
+}
