@@ -82,6 +82,8 @@ pub struct Choice {
     pub is_fixed: bool,
     /// The backend has answered in it, or the route sets it.
     pub is_known: bool,
+    /// The backend requires HTTP/1.1 where ALPN could choose HTTP/2.
+    pub is_http1: bool,
 }
 
 /// Whether a port speaks TLS, as far as adit knows before it connects.
@@ -108,6 +110,8 @@ struct Learned {
     answered: Instant,
     /// Advice for the user if the port's hint is wrong.
     wrong: Option<String>,
+    /// The backend has reset a request other than gRPC with HTTP_1_1_REQUIRED (RFC 9113, section 7).
+    requires_http1: bool,
     /// When adit last found that a backend without an answer speaks no other protocol either.
     in_vain: Option<Instant>,
 }
@@ -115,12 +119,13 @@ struct Learned {
 impl Protocols {
     /// Returns the protocol of the first attempt.
     pub fn choose(&self, route: &Route, endpoint: &Arc<Endpoint>, asks: Asks) -> Choice {
+        let is_http1 = asks != Asks::Grpc && self.requires_http1(&route.target, endpoint);
         if let Some(scheme) = route.options.scheme {
-            return Choice { scheme, is_fixed: true, is_known: true };
+            return Choice { scheme, is_fixed: true, is_known: true, is_http1 };
         }
         let learned = self.learned(&route.target, endpoint, asks);
         let scheme = learned.unwrap_or_else(|| by_hints(endpoint.port.hint(), asks));
-        Choice { scheme, is_fixed: false, is_known: learned.is_some() }
+        Choice { scheme, is_fixed: false, is_known: learned.is_some(), is_http1 }
     }
 
     /// Returns whether a port speaks TLS, as far as adit knows before it connects.
@@ -140,14 +145,7 @@ impl Protocols {
             return;
         }
         let mut all = self.lock();
-        if !all.get(&route.target).is_some_and(|learned| learned.is_of(endpoint)) {
-            all.retain(|_, learned| learned.session.strong_count() > 0);
-            let session = Arc::downgrade(endpoint);
-            let answered = Instant::now();
-            let learned = Learned { session, grpc: None, other: None, answered, wrong: None, in_vain: None };
-            all.insert(route.target.clone(), learned);
-        }
-        let Some(learned) = all.get_mut(&route.target) else { return };
+        let learned = Learned::of(&mut all, &route.target, endpoint);
         learned.answered = Instant::now();
         let of_kind = if asks == Asks::Grpc { &mut learned.grpc } else { &mut learned.other };
         if of_kind.replace(scheme) == Some(scheme) || asks == Asks::Grpc {
@@ -158,6 +156,15 @@ impl Protocols {
         if let Some(wrong) = &learned.wrong {
             warn!(target = %route.target, "{wrong}");
         }
+    }
+
+    /// Records that a backend requires HTTP/1.1 over TLS.
+    pub fn require_http1(&self, target: &Target, endpoint: &Arc<Endpoint>) {
+        Learned::of(&mut self.lock(), target, endpoint).requires_http1 = true;
+    }
+
+    fn requires_http1(&self, target: &Target, endpoint: &Arc<Endpoint>) -> bool {
+        self.lock().get(target).is_some_and(|learned| learned.is_of(endpoint) && learned.requires_http1)
     }
 
     /// Returns whether a backend has just answered in the protocol that adit knows. Then silence is a failure, and no sign of
@@ -211,6 +218,25 @@ impl Protocols {
 }
 
 impl Learned {
+    /// Returns what is learned of the session's pods, which is nothing at first.
+    fn of<'a>(all: &'a mut HashMap<Target, Self>, target: &Target, endpoint: &Arc<Endpoint>) -> &'a mut Self {
+        all.retain(|_, learned| learned.session.strong_count() > 0);
+        let new = || Self {
+            session: Arc::downgrade(endpoint),
+            grpc: None,
+            other: None,
+            answered: Instant::now(),
+            wrong: None,
+            requires_http1: false,
+            in_vain: None,
+        };
+        let learned = all.entry(target.clone()).or_insert_with(new);
+        if !learned.is_of(endpoint) {
+            *learned = new();
+        }
+        learned
+    }
+
     fn is_of(&self, endpoint: &Arc<Endpoint>) -> bool {
         std::ptr::eq(self.session.as_ptr(), Arc::as_ptr(endpoint))
     }

@@ -5,7 +5,7 @@ pub mod connect;
 mod delivery;
 mod failure;
 mod heard;
-mod message;
+pub mod message;
 pub mod pool;
 mod refusal;
 mod retry;
@@ -90,7 +90,7 @@ impl Way<'_> {
         let of_jump = || self.route.target.pods()?.jump.as_ref().map(|jump| jump.target.host.to_string());
         let name = || tls.server_name.clone().or_else(of_jump).unwrap_or_else(|| self.host.to_owned());
         let tls = (scheme == Scheme::Https).then(|| (name(), tls.clone()));
-        Key { target: self.route.target.clone(), scheme, tls }
+        Key { target: self.route.target.clone(), scheme, tls, is_http1: false }
     }
 
     fn is_upgrade(&self) -> bool {

@@ -60,10 +60,14 @@ fn hints_come_first_and_where_there_are_none_the_client_decides() {
         (1, Some("grpc"), Asks::Http, Scheme::H2c),
     ] {
         let choice = protocols.choose(&route(None), &endpoint(number, name), asks);
-        assert_eq!(choice, Choice { scheme, is_fixed: false, is_known: false }, "{number} {name:?} {asks:?}");
+        assert_eq!(
+            choice,
+            Choice { scheme, is_fixed: false, is_known: false, is_http1: false },
+            "{number} {name:?} {asks:?}"
+        );
     }
     let choice = protocols.choose(&route(Some(Scheme::Http)), &endpoint(443, None), Asks::Grpc);
-    assert_eq!(choice, Choice { scheme: Scheme::Http, is_fixed: true, is_known: true });
+    assert_eq!(choice, Choice { scheme: Scheme::Http, is_fixed: true, is_known: true, is_http1: false });
 }
 
 #[test]

@@ -439,3 +439,54 @@ async fn the_error_of_a_failing_backend_is_that_of_its_protocol() {
     assert!(status == 502 && page.contains("closed the connection before it had answered"), "{page}");
     assert!(page.contains("adit doctor"), "{page}");
 }
+
+/// A server that wants HTTP/1.1 for what HTTP/2 cannot do, as IIS does for Windows authentication.
+fn wants_http1(resets: Arc<AtomicUsize>, hint: &str, speaks: Scheme) -> World {
+    let certs = Arc::<Certs>::default();
+    let serve = move |pod: Arc<Pod>, stream: DuplexStream| {
+        let (resets, certs) = (resets.clone(), certs.clone());
+        tokio::spawn(async move {
+            let (is_h2, stream): (bool, BoxedIo) = match speaks {
+                Scheme::Https => {
+                    let acceptor = TlsAcceptor::from(certs.server_config(&[b"h2", b"http/1.1"]).unwrap());
+                    let stream = acceptor.accept(stream).await.unwrap();
+                    (stream.get_ref().1.alpn_protocol() == Some(b"h2"), Box::new(stream))
+                }
+                _ => {
+                    let (mut stream, mut first) = (stream, [0; 3]);
+                    stream.read_exact(&mut first).await.unwrap();
+                    (first == *b"PRI", Box::new(Prefixed::new(Bytes::copy_from_slice(&first), stream)))
+                }
+            };
+            if is_h2 {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    resets.fetch_add(1, Ordering::SeqCst);
+                    let _: &mut h2::server::SendResponse<Bytes> = &mut respond;
+                    respond.send_reset(h2::Reason::HTTP_1_1_REQUIRED);
+                }
+                return;
+            }
+            let service = service_fn(move |request| {
+                pod.requests.fetch_add(1, Ordering::SeqCst);
+                echo(request, Scheme::Http)
+            });
+            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        });
+    };
+    let port = ServicePort { number: 443, name: None, app_protocol: (!hint.is_empty()).then(|| hint.to_owned()) };
+    World::routed("port: 443", port, speaks, Box::new(serve))
+}
+
+#[tokio::test]
+async fn a_server_that_requires_http1_gets_it_and_is_remembered() {
+    for (hint, speaks) in [("https", Scheme::Https), ("kubernetes.io/h2c", Scheme::H2c)] {
+        let resets = Arc::<AtomicUsize>::default();
+        let world = wants_http1(resets.clone(), hint, speaks);
+        for _ in 0..3 {
+            let (status, _, body) = over_http1(&world, request("POST", body_of("text"))).await;
+            assert_eq!((status, &*body), (200, "text"), "{hint}");
+        }
+        assert_eq!((resets.load(Ordering::SeqCst), world.seen()), (1, 3), "{hint}");
+    }
+}

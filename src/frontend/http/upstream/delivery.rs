@@ -30,7 +30,7 @@ use crate::{
             body::{Body, Kept, LONGEST_KEPT},
             interim::Listener,
         },
-        protocol::Choice,
+        protocol::{Asks, Choice},
     },
     tunnel::{Endpoint, StreamFault},
     wire::sniff::Sniff,
@@ -106,7 +106,7 @@ impl<'a> Delivery<'a> {
     /// so that a request takes 2 KiB and not 8.
     pub async fn deliver(mut self) -> Result<Answered, RequestError> {
         loop {
-            let key = self.way.key(self.choice.scheme);
+            let key = Key { is_http1: self.choice.is_http1, ..self.way.key(self.choice.scheme) };
             let opened = self.open(&key).await;
             self.connected = Instant::now();
             let next = match opened {
@@ -251,6 +251,9 @@ impl<'a> Delivery<'a> {
         if failed.error.fault().is_some_and(StreamFault::never_reached_the_pod) {
             return Next::Break(Err(failed.error));
         }
+        if failed.error.requires_http1() && self.way.asks != Asks::Grpc {
+            return self.over_http1(key, failed.error).await;
+        }
         if !failed.is_of_stream {
             // The cause has ended the other pooled connections, too.
             self.upstreams.pool.forget(key);
@@ -302,6 +305,19 @@ impl<'a> Delivery<'a> {
         }
     }
 
+    /// Sends the request by HTTP/1.1, as the backend requires: it has not processed it.
+    async fn over_http1(&mut self, key: &Key, error: RequestError) -> Next {
+        if key.scheme == Scheme::Https && !key.is_http1 {
+            self.upstreams.protocols.require_http1(&self.way.route.target, &self.endpoint);
+            self.choice.is_http1 = true;
+            return if self.body.is_whole() { Next::Continue(()) } else { Next::Break(Err(error)) };
+        }
+        match self.turn(if key.scheme == Scheme::H2c { &[Scheme::Http] } else { &[] }).await {
+            Some(turned) => self.send_in(turned, true),
+            None => Next::Break(Err(error)),
+        }
+    }
+
     /// Connects in the first of `others` that the backend speaks. `None`: it speaks none of them.
     async fn turn(&mut self, others: &[Scheme]) -> Option<(Scheme, Opened)> {
         if others.is_empty() || self.turns == MOST_TURNS {
@@ -331,7 +347,7 @@ impl<'a> Delivery<'a> {
             }
             return Next::Break(Err(RequestError::WrongScheme { spoke, speaks: scheme, is_fixed: false }));
         }
-        self.choice = Choice { scheme, is_fixed: false, is_known };
+        self.choice = Choice { scheme, is_fixed: false, is_known, is_http1: self.choice.is_http1 };
         self.ready = Some(opened);
         Next::Continue(())
     }

@@ -31,6 +31,12 @@ pub enum RequestError {
 }
 
 impl RequestError {
+    /// Returns whether the backend requires HTTP/1.1 for the request (RFC 9113, section 7).
+    pub fn requires_http1(&self) -> bool {
+        let required = Some(h2::Reason::HTTP_1_1_REQUIRED);
+        matches!(self, Self::Http2(error) if error.is_remote() && error.reason() == required)
+    }
+
     /// Returns how the stream to the pod broke. `None`: it did not.
     pub fn fault(&self) -> Option<&StreamFault> {
         let mut source: Option<&(dyn Error + 'static)> = match self {

@@ -79,7 +79,7 @@ pub async fn send_on(
 
 /// Rewrites a request for HTTP/1: origin-form, with the authority in Host (RFC 9112, section 3.2), and one Cookie field. Browsers
 /// split Cookie over HTTP/2 (RFC 9113, section 8.2.3), and HTTP/1.1 servers read only the first one.
-fn to_http1(request: &mut Request<Body>) {
+pub fn to_http1(request: &mut Request<Body>) {
     if !request.headers().contains_key(HOST)
         && let Some(authority) = request.uri().authority()
         && let Ok(value) = authority.as_str().parse()

@@ -51,6 +51,8 @@ pub struct Key {
     pub scheme: Scheme,
     /// For https: the server name, and the TLS settings.
     pub tls: Option<(String, BackendTls)>,
+    /// For https: HTTP/1.1 alone.
+    pub is_http1: bool,
 }
 
 /// The sending end of a connection.
@@ -380,7 +382,7 @@ mod tests {
     use super::*;
 
     fn key(name: &str) -> Key {
-        Key { target: Target::Named(name.into()), scheme: Scheme::Http, tls: None }
+        Key { target: Target::Named(name.into()), scheme: Scheme::Http, tls: None, is_http1: false }
     }
 
     /// Returns a connection to a backend that allows one stream.
