@@ -1,13 +1,21 @@
 //! Requests of the forward proxy to hosts of another network, if the configuration allows them; each on its own connection.
 
-use std::time::Duration;
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use http::{HeaderValue, Request, Response, Uri, header::HOST, uri::PathAndQuery};
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, header::HOST};
 use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::timeout,
+    sync::oneshot,
+    time::sleep,
 };
 use tower::BoxError;
 
@@ -17,14 +25,14 @@ use super::{
     error_page::Page,
     exchange::Exchange,
     headers, pages,
-    upstream::connect::lenient,
+    upstream::{connect::lenient, message::to_http1},
 };
 use crate::{
     drain::Drain,
     frontend::forward::{Asked, ForwardError, direct},
 };
 
-/// Timeout for the head of an answer: the same as in browsers.
+/// Timeout for the head of an answer, from the end of the request: the same as in browsers.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 
 impl HttpFrontend {
@@ -43,15 +51,50 @@ impl HttpFrontend {
         })?;
         headers::remove_hop_by_hop(request.headers_mut());
         self.identity.mark(request.headers_mut(), exchange.version);
-        let sending = send(stream, request, &exchange.arrival.drain);
         let host = format!("{}:{}", asked.host, asked.port);
-        let response = match timeout(ANSWER_TIMEOUT, sending).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err(pages::undirected(&host, &innermost(&error), false)),
-            Err(_) => return Err(pages::undirected(&host, "it does not answer", true)),
+        let response = match ask(stream, request, &exchange.arrival.drain).await {
+            Some(Ok(response)) => response,
+            Some(Err(error)) => return Err(pages::undirected(&host, &innermost(&error), false)),
+            None => return Err(pages::undirected(&host, "it does not answer", true)),
         };
         exchange.access.answered(response.status(), response.headers());
         Ok(response.map(|body| exchange.track(body).boxed_unsync()))
+    }
+}
+
+/// Sends a request, and returns the answer. `None`: the host does not answer in time.
+async fn ask<S>(stream: S, request: Request<Body>, drain: &Drain) -> Option<hyper::Result<Response<Body>>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sent_tx, sent) = oneshot::channel();
+    let request = request.map(|body| Sending { body, _sent: sent_tx }.boxed_unsync());
+    tokio::select! {
+        answered = send(stream, request, drain) => Some(answered),
+        () = async { let _ = sent.await; sleep(ANSWER_TIMEOUT).await } => None,
+    }
+}
+
+/// Body of a request, whose drop tells that the host has all that it gets.
+struct Sending {
+    body: Body,
+    _sent: oneshot::Sender<Infallible>,
+}
+
+impl HttpBody for Sending {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -66,8 +109,7 @@ where
         // The target overrides the Host header (RFC 9112, section 3.2.2).
         request.headers_mut().insert(HOST, host);
     }
-    let path = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-    *request.uri_mut() = Uri::from(path);
+    to_http1(&mut request);
     let (mut sender, connection) = lenient().handshake::<_, Body>(TokioIo::new(stream)).await?;
     // `send_request` returns the errors of the connection, too.
     drain.spawn(async move { drop(connection.await) });
@@ -79,8 +121,15 @@ where
 
 #[cfg(test)]
 mod tests {
-    use http::header::{CONNECTION, UPGRADE};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use http::{
+        Version,
+        header::{CONNECTION, UPGRADE},
+    };
+    use http_body_util::StreamBody;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, duplex},
+        time::Instant,
+    };
 
     use super::*;
     use crate::frontend::http::body::body_of;
@@ -112,5 +161,41 @@ mod tests {
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "one, two");
         let head = host.await.unwrap().to_ascii_lowercase();
         assert!(head.starts_with("post /a?b http/1.1\r\n") && head.contains("host: example.com:8080\r\n"), "{head}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_without_a_length_arrives_and_may_take_its_time() {
+        for method in ["GET", "HEAD", "POST"] {
+            let (near, mut far) = duplex(64 * 1024);
+            let host = tokio::spawn(async move {
+                let mut sent = Vec::new();
+                while !sent.ends_with(b"0\r\n\r\n") {
+                    assert_ne!(far.read_buf(&mut sent).await.unwrap(), 0, "{}", sent.escape_ascii());
+                }
+                sleep(ANSWER_TIMEOUT - Duration::from_secs(1)).await;
+                far.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+                String::from_utf8(sent).unwrap()
+            });
+            let pieces = futures::stream::unfold(0, |sent| async move {
+                sleep(Duration::from_secs(50)).await;
+                (sent < 10).then(|| (Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"x"))), sent + 1))
+            });
+            let request = Request::builder().method(method).uri("http://example.com/").version(Version::HTTP_2);
+            let request = request.body(StreamBody::new(pieces).boxed_unsync()).unwrap();
+            let drain = Drain::new();
+            let answered = ask(near, request, &drain).await;
+            assert_eq!(answered.expect("in time").unwrap().status(), 200, "{method}");
+            let sent = host.await.unwrap();
+            assert!(sent.matches("1\r\nx\r\n").count() == 10, "{method}: {sent}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_does_not_answer_is_waited_for_from_the_end_of_the_request() {
+        let (near, _far) = duplex(64 * 1024);
+        let request = Request::get("http://example.com/").body(body_of("")).unwrap();
+        let began = Instant::now();
+        assert!(ask(near, request, &Drain::new()).await.is_none());
+        assert_eq!(began.elapsed().as_secs(), ANSWER_TIMEOUT.as_secs());
     }
 }
