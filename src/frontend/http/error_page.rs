@@ -60,8 +60,8 @@ pub enum Form {
     Html,
     Json,
     Text,
-    /// Trailers alone, for gRPC calls.
-    Grpc,
+    /// Trailers alone, for gRPC calls of this content type.
+    Grpc(&'static str),
 }
 
 impl Form {
@@ -70,8 +70,12 @@ impl Form {
         let accepts = |kind: &str| {
             request.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).any(|value| value.contains(kind))
         };
-        match request.get(CONTENT_TYPE) {
-            Some(kind) if kind.as_bytes().starts_with(b"application/grpc") => Self::Grpc,
+        match request.get(CONTENT_TYPE).map(HeaderValue::as_bytes) {
+            Some(kind) if kind.starts_with(b"application/grpc-web-text") => {
+                Self::Grpc("application/grpc-web-text+proto")
+            }
+            Some(kind) if kind.starts_with(b"application/grpc-web") => Self::Grpc("application/grpc-web+proto"),
+            Some(kind) if kind.starts_with(b"application/grpc") => Self::Grpc("application/grpc"),
             _ if accepts("text/html") => Self::Html,
             _ if accepts("application/json") => Self::Json,
             _ => Self::Text,
@@ -176,7 +180,7 @@ impl Page {
     /// Returns the response. `port`: of the listener, for links.
     pub fn into_response(self, form: Form, port: u16, tls: bool) -> Response<Bytes> {
         let (kind, body) = match form {
-            Form::Grpc => return self.grpc(port, tls),
+            Form::Grpc(kind) => return self.grpc(kind, port, tls),
             Form::Html => ("text/html; charset=utf-8", self.html(port, tls)),
             Form::Json => ("application/json", self.json(port, tls)),
             Form::Text => ("text/plain; charset=utf-8", self.text(port, tls)),
@@ -203,8 +207,8 @@ impl Page {
         response
     }
 
-    /// Returns trailers alone, as gRPC over HTTP/2 does for calls that fail at once.
-    fn grpc(&self, port: u16, tls: bool) -> Response<Bytes> {
+    /// Returns trailers alone, as gRPC over HTTP/2 and gRPC-Web do for calls that fail at once.
+    fn grpc(&self, kind: &'static str, port: u16, tls: bool) -> Response<Bytes> {
         // gRPC's mapping of HTTP statuses, with more specific ones where they exist.
         let status = match self.status {
             StatusCode::BAD_REQUEST => "13",
@@ -218,7 +222,7 @@ impl Page {
         let message = utf8_percent_encode(message.trim_end(), NOT_IN_GRPC_MESSAGE).to_string();
         let mut response = Response::new(Bytes::new());
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(HeaderName::from_static("grpc-status"), HeaderValue::from_static(status));
         headers.insert(ERROR_CODE, HeaderValue::from_static(self.code.as_str()));
         if let Ok(message) = HeaderValue::from_str(&message) {
@@ -334,6 +338,18 @@ mod tests {
         let call = page().into_response(Form::of(&call), 8989, false);
         assert_eq!((call.status(), &call.headers()["grpc-status"]), (StatusCode::OK, &HeaderValue::from_static("12")));
         assert!(call.headers()["grpc-message"].to_str().unwrap().starts_with("no route for <b>.localhost%0A"));
+        for (kind, answered) in [
+            ("application/grpc-web+proto", "application/grpc-web+proto"),
+            ("application/grpc-web", "application/grpc-web+proto"),
+            ("application/grpc-web-text", "application/grpc-web-text+proto"),
+        ] {
+            let call = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
+            let call = page().into_response(Form::of(&call), 8989, false);
+            assert_eq!(
+                (&call.headers()["grpc-status"], &call.headers()[CONTENT_TYPE]),
+                (&"12".parse().unwrap(), &answered.parse().unwrap())
+            );
+        }
         let text = body("*/*").0;
         assert!(text.starts_with("no route for <b>.localhost\nhint: did you mean argocd.localhost?"), "{text}");
         assert!(text.ends_with("\n  argocd.localhost: http://argocd.localhost:8989/\n"), "{text}");
