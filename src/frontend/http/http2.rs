@@ -74,13 +74,13 @@ impl HttpBody for Received {
                     self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                Some(Err(error)) => return Poll::Ready(ended(error)),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 None => self.is_at_trailers = true,
             }
         }
         Poll::Ready(match ready!(self.stream.poll_trailers(cx)) {
             Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
-            Err(error) => ended(error),
+            Err(error) => Some(Err(error.into())),
         })
     }
 
@@ -91,11 +91,6 @@ impl HttpBody for Received {
     fn size_hint(&self) -> SizeHint {
         self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
-}
-
-/// Returns the end of a body for a reset with NO_ERROR, which is not a failure: the peer wants no more (RFC 9113, section 8.1).
-fn ended(error: h2::Error) -> Option<Result<Frame<Bytes>, BoxError>> {
-    (error.reason() != Some(Reason::NO_ERROR)).then(|| Err(error.into()))
 }
 
 /// Sends a body to its end. If the body breaks, resets the stream with the error code of the stream that it comes from.
@@ -146,8 +141,10 @@ fn poll_room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Resul
     Poll::Ready(Ok(stream.capacity()))
 }
 
-/// Returns the HTTP/2 error code in an error or its causes; INTERNAL_ERROR if there is none.
+/// Returns the HTTP/2 error code in an error or its causes; INTERNAL_ERROR if there is none. A reset with NO_ERROR is for a message
+/// that is complete (RFC 9113, section 8.1), and some peers take it for the end of one that is not.
 fn reason(error: &(dyn Error + 'static)) -> Reason {
     let of_stream = error.downcast_ref::<h2::Error>().and_then(h2::Error::reason);
+    let of_stream = of_stream.filter(|reason| *reason != Reason::NO_ERROR);
     of_stream.or_else(|| error.source().map(reason)).unwrap_or(Reason::INTERNAL_ERROR)
 }

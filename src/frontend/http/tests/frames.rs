@@ -48,3 +48,26 @@ pub async fn receive(stream: &mut (impl AsyncRead + Unpin)) -> Received {
     stream.read_exact(&mut payload).await.unwrap();
     Received { kind, flags, stream: u32::from_be_bytes(of_stream), payload }
 }
+
+/// A pod that answers each request with the frames that `answer` returns for its stream.
+pub fn answering(answer: impl Fn(u32) -> Vec<u8> + Send + Sync + 'static) -> Serve {
+    let answer = Arc::new(answer);
+    Box::new(move |pod, mut stream| {
+        let answer = answer.clone();
+        tokio::spawn(async move {
+            stream.read_exact(&mut [0; 24]).await.unwrap();
+            stream.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+            loop {
+                let received = receive(&mut stream).await;
+                match (received.kind, received.flags & ACK) {
+                    (SETTINGS, 0) => stream.write_all(&frame(SETTINGS, ACK, 0, &[])).await.unwrap(),
+                    (HEADERS, _) => {
+                        pod.requests.fetch_add(1, Ordering::SeqCst);
+                        stream.write_all(&answer(received.stream)).await.unwrap();
+                    }
+                    _ => {}
+                }
+            }
+        });
+    })
+}

@@ -240,3 +240,68 @@ async fn an_answer_before_the_end_of_an_upload_announces_that_the_connection_clo
         assert_eq!(answer.contains("\r\nconnection: close\r\n"), closes, "{path} of {host}: {answer}");
     }
 }
+
+#[tokio::test]
+async fn an_answer_that_a_reset_cuts_off_does_not_look_complete() {
+    for (code, name) in [(0, "NO_ERROR"), (8, "CANCEL")] {
+        let cut = move |stream| {
+            let head = frame(HEADERS, END_HEADERS, stream, b"\x88");
+            [head, frame(DATA, 0, stream, b"part"), frame(RST_STREAM, 0, stream, &[0, 0, 0, code])].concat()
+        };
+        let world = World::over(Scheme::H2c, answering(cut));
+        let mut client = world.connect(HttpVersion::Http1);
+        client.write_all(b"GET / HTTP/1.1\r\nHost: web.localhost\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        // A reset of the connection is an end, too.
+        let _ = timeout(PATIENCE, client.read_to_end(&mut answer)).await.expect("it ends");
+        assert!(!answer.ends_with(b"0\r\n\r\n"), "{name}: {}", answer.escape_ascii());
+        let answer = world.http2().await.send_request(get("http://web.localhost/")).await;
+        if let Ok(answer) = answer {
+            let body = timeout(PATIENCE, answer.into_body().collect()).await.expect("it ends");
+            assert!(body.is_err(), "{name}: {body:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_a_reset_cuts_off_does_not_look_complete() {
+    for (speaks, code) in [(Scheme::Http, 0), (Scheme::H2c, 0), (Scheme::Http, 8), (Scheme::H2c, 8)] {
+        let (read_tx, mut read) = tokio::sync::mpsc::unbounded_channel();
+        let world = World::new(speaks, move |request| {
+            let read_tx = read_tx.clone();
+            Box::pin(async move {
+                let mut body = request.into_body();
+                read_tx.send(body.frame().await.map(|frame| frame.is_ok())).unwrap();
+                read_tx.send(body.frame().await.map(|frame| frame.is_ok())).unwrap();
+                Ok(Response::new(body_of("")))
+            })
+        });
+        let mut client = world.connect(HttpVersion::Http2);
+        let sent = [preface(), frame(HEADERS, END_HEADERS, 1, POST), frame(DATA, 0, 1, b"part")].concat();
+        client.write_all(&sent).await.unwrap();
+        assert_eq!(timeout(PATIENCE, read.recv()).await.unwrap(), Some(Some(true)));
+        client.write_all(&frame(RST_STREAM, 0, 1, &[0, 0, 0, code])).await.unwrap();
+        let end = timeout(PATIENCE, read.recv()).await.unwrap();
+        // `None`: the server has noticed first that its connection or stream is gone.
+        assert!(matches!(end, None | Some(Some(false))), "{speaks:?} {code}: {end:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_has_answered_may_stop_an_upload() {
+    let world = World::over(
+        Scheme::H2c,
+        answering(|stream| {
+            let head = frame(HEADERS, END_HEADERS, stream, b"\x88");
+            [head, frame(DATA, END_STREAM, stream, b"whole"), frame(RST_STREAM, 0, stream, &[0; 4])].concat()
+        }),
+    );
+    let mut client = world.connect(HttpVersion::Http1);
+    let head = b"POST / HTTP/1.1\r\nHost: web.localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nup\r\n";
+    client.write_all(head).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"5\r\nwhole\r\n0\r\n\r\n") {
+        let count = timeout(PATIENCE, client.read_buf(&mut answer)).await.expect("the whole answer").unwrap();
+        assert_ne!(count, 0, "{}", answer.escape_ascii());
+    }
+}
