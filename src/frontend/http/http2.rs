@@ -2,6 +2,7 @@
 //! pass on interim responses.
 
 pub mod client;
+mod empty_data;
 mod flood;
 mod keepalive;
 mod request_body;
@@ -30,7 +31,7 @@ use crate::wire::http1;
 /// Bytes of one stream that may wait for their reader. Clients are near; for pods see [`windows`].
 const STREAM_WINDOW: u32 = 1024 * 1024;
 
-/// Bytes of all streams of a connection that may wait: stalled readers leave room for the others.
+/// Bytes of all streams of a client's connection that may wait: stalled readers leave room for the others.
 const CONNECTION_WINDOW: u32 = 32 * STREAM_WINDOW;
 
 /// Maximum size of a request's head in bytes: as over HTTP/1.1, but RFC 9113, section 6.5.2, counts 32 bytes more for each

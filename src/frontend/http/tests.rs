@@ -51,6 +51,7 @@ mod floods;
 mod frames;
 mod grpc;
 mod lives;
+mod stalls;
 mod streams;
 
 const PATIENCE: Duration = Duration::from_secs(10);

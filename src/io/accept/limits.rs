@@ -25,6 +25,10 @@ pub struct Limits {
     pub idle: Duration,
     /// Time without a byte of a request's body. Default: 60 s.
     pub body: Duration,
+    /// Memory of an HTTP/2 connection for DATA frames that nobody reads and that are shorter than 256 bytes, in bytes:
+    /// 256 for each, less its length. At this limit, the connection ends with all its streams. Default: no limit but the
+    /// windows on a laptop, and 64 MiB on a relay: a stream of the shortest gRPC messages that fills its window.
+    pub short_frames: usize,
     /// Time without a byte from an HTTP/2 client until it gets a PING. It has half as long to answer. Envoy and linkerd
     /// ping gRPC clients as often. Default: 30 s.
     pub ping: Duration,
@@ -45,6 +49,7 @@ impl Default for Limits {
             head: Duration::from_secs(30),
             idle: Duration::from_secs(60),
             body: Duration::from_secs(60),
+            short_frames: usize::MAX,
             ping: Duration::from_secs(30),
             keepalive: Duration::from_secs(20),
             grace: Duration::from_secs(10),
@@ -55,7 +60,7 @@ impl Default for Limits {
 impl Limits {
     /// Returns the limits of a relay, which strangers can reach.
     pub fn of_relay() -> Self {
-        Self { connections: Some(8192), per_address: Some(1024), ..Self::default() }
+        Self { connections: Some(8192), per_address: Some(1024), short_frames: 64 << 20, ..Self::default() }
     }
 
     /// Returns how long the answer to a PING may take, if no byte moves in either direction.

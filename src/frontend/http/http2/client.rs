@@ -19,8 +19,10 @@ use tower::BoxError;
 use tracing::debug;
 
 use super::{
-    CONNECTION_WINDOW, LONGEST_ANSWER_HEAD, Received, STREAM_WINDOW, send_body,
-    windows::{Driver, Pace, Windows},
+    LONGEST_ANSWER_HEAD, Received, STREAM_WINDOW,
+    empty_data::WithoutEmptyData,
+    send_body,
+    windows::{Driver, OF_CONNECTION, Pace, Windows},
 };
 use crate::{
     frontend::http::{body::Body, headers, interim::Listener},
@@ -38,10 +40,12 @@ pub async fn handshake(
     let mut builder = Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(OF_CONNECTION)
         .max_header_list_size(LONGEST_ANSWER_HEAD)
+        // The windows bound unread frames, however short: h2 would end the connection with all its streams.
+        .data_frame_budget(usize::MAX)
         .enable_push(false);
-    let (sender, connection) = builder.handshake(stream).await?;
+    let (sender, connection) = builder.handshake(WithoutEmptyData::new(stream, 0)).await?;
     let windows = Arc::<Windows>::default();
     Ok((Sender(sender, windows.clone()), Driver::new(connection, windows)))
 }
@@ -53,9 +57,9 @@ impl Sender {
         matches!(self.0.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)))
     }
 
-    /// Returns the backend's limit of concurrent streams.
+    /// Returns the limit of concurrent streams: the backend's, or that of the memory for stalled readers.
     pub fn most_streams(&self) -> usize {
-        self.0.current_max_send_streams()
+        self.0.current_max_send_streams().min(self.1.streams())
     }
 
     /// Sends a request; the error contains the request if it certainly was not sent.

@@ -32,7 +32,8 @@ const PING: u8 = 6;
 const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 
-const PREFACE: usize = 24;
+/// Length of a client's preface (RFC 9113, section 3.4).
+pub const PREFACE: usize = 24;
 const HEAD: usize = 9;
 
 /// A client's connection that fails when its credit is used up.

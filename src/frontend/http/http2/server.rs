@@ -32,7 +32,8 @@ use tracing::debug;
 
 use super::{
     CONNECTION_WINDOW, LONGEST_HEAD, Received, STREAM_WINDOW, Tunnel,
-    flood::Patient,
+    empty_data::WithoutEmptyData,
+    flood::{PREFACE, Patient},
     keepalive::{self, Activity},
     request_body::{RequestBody, Rest},
     send_body,
@@ -129,7 +130,9 @@ where
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(LONGEST_HEAD)
+        .data_frame_budget(limits.short_frames)
         .enable_connect_protocol();
+    let stream = WithoutEmptyData::new(stream, PREFACE);
     let mut connection = tokio::select! {
         connection = timeout(limits.first_byte, builder.handshake(stream)) => {
             connection.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the preface of HTTP/2 did not come"))??

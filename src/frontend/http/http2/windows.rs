@@ -16,7 +16,7 @@ use futures::task::AtomicWaker;
 use h2::client::Connection;
 use tokio::time::Instant;
 
-use super::{CONNECTION_WINDOW, STREAM_WINDOW};
+use super::{STREAM_WINDOW, empty_data::WithoutEmptyData};
 use crate::io::BoxedIo;
 
 /// A window that is the limit is filled once per round trip. A peer that fills four windows in eight round trips is limited by
@@ -27,13 +27,21 @@ const ROUND_TRIPS: u32 = 8;
 /// Bytes of window per millisecond of round trip: 1 Gbit/s needs 125 kB, and a quarter more while the peer waits for updates.
 const PER_MILLISECOND: u32 = 160 * 1024;
 
-/// Maximum windows in bytes: two stalled readers leave room for others in the connection's window.
+/// Maximum window of a stream in bytes.
 const WIDEST: u32 = 16 * STREAM_WINDOW;
-const WIDEST_CONNECTION: u32 = 2 * CONNECTION_WINDOW;
+
+/// Window of a connection to a pod: the maximum of RFC 9113, section 6.9.1. A connection's window that is smaller than those of
+/// its streams together would let stalled readers block all others.
+pub const OF_CONNECTION: u32 = (1 << 31) - 1;
+
+/// Bytes of all streams of a connection that may wait, if its streams were opened with the present window. Further streams get
+/// another connection.
+const MOST_WAITING: u32 = 128 * STREAM_WINDOW;
 
 /// Window that the readers of a connection want, shared with the task that drives it.
 #[derive(Debug, Default)]
 pub struct Windows {
+    /// Less than [`STREAM_WINDOW`]: none has asked for more.
     wanted: AtomicU32,
     driver: AtomicWaker,
 }
@@ -70,6 +78,11 @@ fn needed(round_trip: Duration) -> u32 {
 }
 
 impl Windows {
+    /// Returns how many streams may wait for their readers.
+    pub fn streams(&self) -> usize {
+        (MOST_WAITING / self.wanted.load(Ordering::Relaxed).max(STREAM_WINDOW)) as usize
+    }
+
     fn want(&self, window: u32) {
         if self.wanted.fetch_max(window, Ordering::SeqCst) < window {
             self.driver.wake();
@@ -79,13 +92,13 @@ impl Windows {
 
 /// Drives a connection to its end, and widens its windows.
 pub struct Driver {
-    connection: Connection<BoxedIo, Bytes>,
+    connection: Connection<WithoutEmptyData<BoxedIo>, Bytes>,
     windows: Arc<Windows>,
     present: u32,
 }
 
 impl Driver {
-    pub fn new(connection: Connection<BoxedIo, Bytes>, windows: Arc<Windows>) -> Self {
+    pub fn new(connection: Connection<WithoutEmptyData<BoxedIo>, Bytes>, windows: Arc<Windows>) -> Self {
         Self { connection, windows, present: STREAM_WINDOW }
     }
 }
@@ -100,7 +113,6 @@ impl Future for Driver {
         // h2 refuses this until the previous SETTINGS are acknowledged: the acknowledgement polls again.
         if wanted > this.present && this.connection.set_initial_window_size(wanted).is_ok() {
             this.present = wanted;
-            this.connection.set_target_window_size(WIDEST_CONNECTION);
         }
         Pin::new(&mut this.connection).poll(cx)
     }
