@@ -3,6 +3,7 @@
 //! SOCKS5 and CONNECT read the request and report the result in their own replies.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     config::{ContextName, Elsewhere},
     error_code::ErrorCode,
-    io::{BoxedIo, splice::SpliceEnd, splice::splice},
+    io::{BoxedIo, dial, splice::SpliceEnd, splice::splice},
     journal::{Kind, Ongoing},
     routing::{Route, RouteError, Router, SharedRouter},
     tunnel::{Lease, Manager, OpenError},
@@ -243,7 +244,8 @@ impl std::fmt::Display for ForwardError {
     }
 }
 
-/// Connects to a host of the internet; refuses addresses of this machine, of local networks and of documentation.
+/// Connects to a host of the internet, at the first of its addresses that answers. Addresses of this machine, of local networks and
+/// of documentation do not count.
 pub async fn direct(asked: &Asked) -> Result<TcpStream, ForwardError> {
     let Asked { host, port, .. } = asked;
     let failed = |reason: &str, is_timeout| ForwardError::Direct {
@@ -256,27 +258,25 @@ pub async fn direct(asked: &Asked) -> Result<TcpStream, ForwardError> {
             Ok(found) => found.collect(),
             Err(_) => return Err(failed("its name is not known", false)),
         };
-        let mut reason = "its name has no address";
-        for address in found {
-            if !is_global(address.ip()) {
-                return Err(ForwardError::Route(RouteError::Elsewhere { host: host.clone() }));
-            }
-            match TcpStream::connect(address).await {
-                // This machine itself has the address.
-                Ok(stream) if stream.local_addr().is_ok_and(|local| local.ip() == address.ip()) => {
-                    return Err(ForwardError::Route(RouteError::Elsewhere { host: host.clone() }));
-                }
-                Ok(stream) => {
-                    let _ = stream.set_nodelay(true);
-                    return Ok(stream);
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                    reason = "it refuses the connection";
-                }
-                Err(_) => reason = "there is no route to it",
-            }
+        let is_here = || ForwardError::Route(RouteError::Elsewhere { host: host.clone() });
+        let global: Vec<SocketAddr> = found.iter().copied().filter(|address| is_global(address.ip())).collect();
+        if global.is_empty() && !found.is_empty() {
+            return Err(is_here());
         }
-        Err(failed(reason, false))
+        let stream = dial::connect(global.into_iter()).await.map_err(|error| {
+            let reason = match error.kind() {
+                io::ErrorKind::ConnectionRefused => "it refuses the connection",
+                io::ErrorKind::NotFound => "its name has no address",
+                _ => "there is no route to it",
+            };
+            failed(reason, false)
+        })?;
+        // This machine itself may have the address.
+        if stream.local_addr().is_ok_and(|local| stream.peer_addr().is_ok_and(|peer| peer.ip() == local.ip())) {
+            return Err(is_here());
+        }
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
     };
     match timeout(DIRECT_TIMEOUT, connecting).await {
         Ok(connected) => connected,

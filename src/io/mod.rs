@@ -1,6 +1,7 @@
 //! Byte streams, without any protocol.
 
 pub mod accept;
+pub mod dial;
 pub mod held;
 pub mod prefixed;
 pub mod read_ahead;

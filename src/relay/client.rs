@@ -10,18 +10,16 @@ pub use supervisor::{ClientState, Refusals, run};
 
 use std::{
     io,
-    net::SocketAddr,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
-use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures::future::BoxFuture;
 use rustls::{AlertDescription, ClientConfig, pki_types::ServerName};
 use socket2::SockRef;
 use tokio::{
-    net::{TcpStream, lookup_host},
+    net::lookup_host,
     sync::mpsc,
-    time::{Instant, interval, sleep, timeout},
+    time::{Instant, interval, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -32,7 +30,7 @@ use super::{
 };
 use crate::{
     drain::Drain,
-    io::{BoxedIo, accept::Limits, read_ahead::ReadAhead},
+    io::{BoxedIo, accept::Limits, dial, read_ahead::ReadAhead},
     wire::relay::{Frame, Kind, Token},
 };
 
@@ -89,7 +87,7 @@ pub struct Direct {
 impl Dial for Direct {
     fn dial(&self, _: Purpose) -> BoxFuture<'_, io::Result<BoxedIo>> {
         Box::pin(async move {
-            let stream = connect(lookup_host((self.host(), self.port)).await?).await?;
+            let stream = dial::connect(lookup_host((self.host(), self.port)).await?).await?;
             stream.set_nodelay(true)?;
             // With TCP keep-alive, idle streams notice too that the relay has vanished.
             SockRef::from(&stream).set_tcp_keepalive(&Limits::default().tcp_keepalive())?;
@@ -104,28 +102,6 @@ impl Dial for Direct {
     fn host(&self) -> String {
         self.host.trim_matches(['[', ']']).to_owned()
     }
-}
-
-/// Time before the next address is tried in parallel (RFC 8305, section 8).
-const HEAD_START: Duration = Duration::from_millis(250);
-
-/// Connects to the first address that answers.
-async fn connect(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
-    let mut attempts: FuturesUnordered<_> = addresses
-        .zip(0u32..)
-        .map(|(address, at)| async move {
-            sleep(HEAD_START * at).await;
-            TcpStream::connect(address).await
-        })
-        .collect();
-    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    while let Some(attempt) = attempts.next().await {
-        match attempt {
-            Ok(stream) => return Ok(stream),
-            Err(error) => failed = error,
-        }
-    }
-    Err(failed)
 }
 
 /// A tunnel that the client requests.
@@ -432,33 +408,11 @@ impl Control {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpListener;
-
     use super::*;
 
     #[test]
     fn a_relay_cannot_write_to_a_terminal() {
         assert_eq!(printable("no\u{1b}]0;owned\u{7}\u{1b}[2J\n\u{9b}31m"), "no]0;owned[2J31m");
         assert_eq!(printable(&"x".repeat(100_000)).len(), LONGEST_SHOWN);
-    }
-
-    #[tokio::test]
-    async fn an_address_that_does_not_answer_does_not_keep_the_others_waiting() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let good = listener.local_addr().unwrap();
-        // The accept queue is full: the socket neither accepts nor refuses.
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let full = socket.listen(1).unwrap();
-        let silent = full.local_addr().unwrap();
-        let mut held = Vec::new();
-        while let Ok(Ok(stream)) = timeout(Duration::from_millis(200), TcpStream::connect(silent)).await {
-            held.push(stream);
-        }
-        let began = Instant::now();
-        let stream = connect([silent, good].into_iter()).await.unwrap();
-        assert_eq!(stream.peer_addr().unwrap(), good);
-        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
-        assert!(connect(std::iter::empty()).await.is_err());
     }
 }
