@@ -143,6 +143,15 @@ async fn hosts_of_other_networks_are_reached_only_where_that_is_allowed_and_neve
     // A name that could be a Service.
     let (status, said) = app.request(&whole("nobody.invalid", "")).await;
     assert!(status == 502 && said.contains("cannot reach nobody.invalid:80"), "{status} {said}");
+    // A page may send it what it likes, but not a Service.
+    let post = |host: &str| {
+        let head = format!("POST http://{host}/ HTTP/1.1\r\nHost: {host}\r\nOrigin: https://other.test\r\n");
+        format!("{head}Content-Length: 0\r\nConnection: close\r\n\r\n")
+    };
+    let (status, said) = app.request(&post("nobody.invalid")).await;
+    assert!(status == 502 && said.contains("cannot reach nobody.invalid:80"), "{status} {said}");
+    let (status, said) = app.request(&post("web.shop")).await;
+    assert!(status == 403 && said.contains("cross-origin request"), "{status} {said}");
     assert_eq!(app.request(&whole("none.shop.svc", "")).await.0, 404, "names of the cluster stay there");
     assert_eq!(app.request(&whole("web.shop", "")).await.0, 200);
     // With a context, the request is for the cluster only.

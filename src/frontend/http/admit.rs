@@ -92,7 +92,9 @@ impl HttpFrontend {
             Err(page) => match page.code {
                 ErrorCode::Elsewhere => (Some(true), None),
                 ErrorCode::NoContext => (Some(has_two_meanings), None),
-                ErrorCode::ReadOnly if has_two_meanings => {
+                // Rules of contexts and routes are about the cluster, which only some of these names are of.
+                ErrorCode::ReadOnly | ErrorCode::ForeignOrigin if is_internet(&asked.host) => (Some(true), None),
+                ErrorCode::ReadOnly | ErrorCode::ForeignOrigin if has_two_meanings => {
                     let host = table::normalise(&asked.host);
                     (None, self.sites.route(&host, request, &exchange.arrival.connection.door).ok())
                 }
