@@ -235,6 +235,7 @@ impl Bound {
                 },
                 router: router.clone(),
                 served: Default::default(),
+                turns: Default::default(),
             })),
             keys: Some(keys),
             locks: http.locks(),

@@ -1,15 +1,17 @@
 //! Opens targets for the API.
 
 use std::{
+    collections::HashMap,
     net::{Ipv4Addr, SocketAddr},
-    sync::Mutex,
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
 use futures::future::BoxFuture;
 use tokio::{
     net::TcpListener,
-    time::{Instant, sleep},
+    sync::Semaphore,
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -39,6 +41,24 @@ pub struct Opening {
     pub reach: Reach,
     pub router: SharedRouter,
     pub served: Mutex<Vec<Served>>,
+    pub turns: Turns,
+}
+
+/// Requests in progress by route and wanted port, one at a time: the next gets the local port of the one before.
+#[derive(Default)]
+pub struct Turns(Mutex<HashMap<(Arc<str>, Option<u16>), Weak<Semaphore>>>);
+
+impl Turns {
+    fn of(&self, named: &Named) -> Arc<Semaphore> {
+        let mut turns = self.0.lock().expect("no panic while the lock is held");
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = turns.entry((named.route.name.clone(), named.local_port)).or_default();
+        turn.upgrade().unwrap_or_else(|| {
+            let first = Arc::new(Semaphore::new(1));
+            *turn = Arc::downgrade(&first);
+            first
+        })
+    }
 }
 
 /// A target with its local ports.
@@ -70,6 +90,9 @@ impl Opening {
         let named = self.named(&request)?;
         // With a wait of zero, do not check: a client of the port then gets the error.
         let wait = (request.wait_ms != Some(0)).then(|| request.wait());
+        let turn = self.turns.of(&named);
+        // A request that waits for longer tries by itself.
+        let _turn = timeout(request.wait(), turn.acquire()).await;
         let before = self.served(&named);
         if let Some(opened) = before.as_ref().filter(|opened| opened.has_ports_of(&named.route.target)) {
             if wait.is_some() {

@@ -396,3 +396,25 @@ async fn a_context_says_since_when_its_server_does_not_answer() {
     let said = list(&status, "attention").iter().find(|each| each["kind"] == "context").cloned().unwrap_or_default();
     assert!(said["title"].as_str().is_some_and(|title| title.ends_with("does not answer")), "{status}");
 }
+
+#[tokio::test]
+async fn two_requests_for_one_local_port_at_a_time_get_the_same() {
+    let process = Process::start("", &[]).await;
+    let of_test = crate::support::ports::ports(1);
+    let body = serde_json::json!({"target": format!("web.shop@{}", of_test.start()), "as": "port"}).to_string();
+    let open = || async {
+        let head = format!(
+            "POST /api/v1/open HTTP/1.1\r\nHost: adit\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut stream = UnixStream::connect(process.socket()).await.unwrap();
+        stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        answer
+    };
+    let (one, other, third) = tokio::join!(open(), open(), open());
+    for answer in [one, other, third] {
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+}
