@@ -145,7 +145,8 @@ impl HttpFrontend {
         let served = match gate {
             Some(gate) => {
                 let trailers = Trailers::default();
-                let stream = Normaliser::new(trailers.on(stream), gate);
+                let socket = connection.socket;
+                let stream = Normaliser::new(trailers.on(stream), gate).asking(move || socket.owner().is_some());
                 let service = service_fn(move |request: Request<Incoming>| {
                     let (this, arrival, trailers) = (self.clone(), arrival.clone(), trailers.clone());
                     let answering = async move {

@@ -35,7 +35,7 @@ use crate::{
 pub const REFUSED: &str = "ADIT-REFUSED-THE-REQUEST-THAT-STOOD-HERE";
 
 /// A client that has sent its FIN may still wait for its answer, or may be gone: the two look the same. It counts as
-/// gone when nothing could be sent to it for this long.
+/// gone when nothing could be sent to it for this long, unless its program is on this machine and still has its socket.
 const QUIET: Duration = Duration::from_secs(10);
 
 /// How long to read the client's bytes after our FIN. A close with unread bytes is a reset, which can overtake the answer.
@@ -67,9 +67,12 @@ pub struct Normaliser<T: Io> {
     client_ended: bool,
     /// Since when the expected bytes have been missing.
     since: Option<Instant>,
+    /// When bytes were last sent after the client's FIN, or its socket was last seen open.
     last_write: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
     shut_down: bool,
+    /// Returns whether the client's program still has its socket; false if that is not known.
+    is_open: Box<dyn Fn() -> bool + Send>,
 }
 
 /// Parser state after the bytes that pass.
@@ -109,7 +112,14 @@ impl<T: Io> Normaliser<T> {
             last_write: None,
             timer: None,
             shut_down: false,
+            is_open: Box::new(|| false),
         }
+    }
+
+    /// Asks `is_open` before a client counts as gone: whether its program still has its socket. False if that is not known.
+    pub fn asking(mut self, is_open: impl Fn() -> bool + Send + 'static) -> Self {
+        self.is_open = Box::new(is_open);
+        self
     }
 
     /// Returns the number of the client's bytes held, at most [`MOST_HELD`].
@@ -241,8 +251,14 @@ impl<T: Io> Normaliser<T> {
     /// Ready when the client counts as gone: it has sent its FIN, and nothing could be sent to it for a while.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let ended = *self.since.get_or_insert_with(Instant::now);
-        let since = self.last_write.map_or(ended, |write| write.max(ended));
-        self.poll_waited(cx, since, QUIET)
+        loop {
+            let since = self.last_write.map_or(ended, |write| write.max(ended));
+            ready!(self.poll_waited(cx, since, QUIET));
+            if !(self.is_open)() {
+                return Poll::Ready(());
+            }
+            self.last_write = Some(Instant::now());
+        }
     }
 
     fn poll_pass(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

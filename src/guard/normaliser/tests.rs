@@ -177,3 +177,21 @@ async fn a_client_that_ended_its_direction_gets_its_answer_while_there_is_one() 
     drop(busy);
     assert_eq!(server.read(&mut next).await.unwrap(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_ended_its_direction_and_has_its_socket_gets_its_answer_whenever_that_comes() {
+    let (gate, open) = (Arc::<Gate>::default(), Arc::new(std::sync::atomic::AtomicBool::new(true)));
+    let (mut client, server) = duplex(1 << 16);
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    client.shutdown().await.unwrap();
+    let asked = open.clone();
+    let mut server =
+        Normaliser::new(server, gate.clone()).asking(move || asked.load(std::sync::atomic::Ordering::Relaxed));
+    server.read_exact(&mut [0; 27]).await.unwrap();
+    let _busy = gate.progress.begin();
+    let mut next = [0; 1];
+    assert!(tokio::time::timeout(Duration::from_secs(300), server.read(&mut next)).await.is_err());
+    open.store(false, std::sync::atomic::Ordering::Relaxed);
+    let gone = tokio::time::timeout(QUIET + Duration::from_secs(1), server.read(&mut next));
+    assert_eq!(gone.await.expect("its program has gone").unwrap(), 0);
+}
