@@ -161,6 +161,7 @@ struct World {
     tunnels: Manager,
     pod: Arc<Pod>,
     drain: Drain,
+    place: Place,
 }
 
 impl World {
@@ -200,7 +201,13 @@ impl World {
         let drain = Drain::new();
         let tunnels = Manager::new(Arc::new(Shared(pod.clone())), drain.clone());
         let router = Arc::new(arc_swap::ArcSwap::from_pointee(router));
-        Self { front: HttpFrontend::new(router, tunnels.clone(), Arc::default(), drain.clone()), tunnels, pod, drain }
+        Self {
+            front: HttpFrontend::new(router, tunnels.clone(), Arc::default(), drain.clone()),
+            tunnels,
+            pod,
+            drain,
+            place: Place::uncounted(),
+        }
     }
 
     /// Returns the client's end of a connection to the frontend.
@@ -219,7 +226,7 @@ impl World {
             local: address,
             dialled: address,
             socket: ClientSocket::UNKNOWN,
-            place: Place::uncounted(),
+            place: self.place.clone(),
             door: Door::Open,
         });
         self.drain.spawn(self.front.clone().serve(stream, version, connection, false, self.drain.clone()));

@@ -23,7 +23,8 @@ pub struct Limits {
     /// Time from an answer to the next request. Browsers keep unused connections for minutes, and open new ones if
     /// these are closed. Default: 60 s.
     pub idle: Duration,
-    /// Time without a byte of a request's body. Default: 60 s.
+    /// Time without a byte of a request's body. Default: a day on a laptop, where a pipe may feed an upload, and 60 s on a
+    /// relay.
     pub body: Duration,
     /// Memory of an HTTP/2 connection for DATA frames that nobody reads and that are shorter than 256 bytes, in bytes:
     /// 256 for each, less its length. At this limit, the connection ends with all its streams. Default: no limit but the
@@ -48,7 +49,7 @@ impl Default for Limits {
             first_byte: Duration::from_secs(10),
             head: Duration::from_secs(30),
             idle: Duration::from_secs(60),
-            body: Duration::from_secs(60),
+            body: Duration::from_secs(24 * 60 * 60),
             short_frames: usize::MAX,
             ping: Duration::from_secs(30),
             keepalive: Duration::from_secs(20),
@@ -60,7 +61,13 @@ impl Default for Limits {
 impl Limits {
     /// Returns the limits of a relay, which strangers can reach.
     pub fn of_relay() -> Self {
-        Self { connections: Some(8192), per_address: Some(1024), short_frames: 64 << 20, ..Self::default() }
+        Self {
+            connections: Some(8192),
+            per_address: Some(1024),
+            body: Duration::from_secs(60),
+            short_frames: 64 << 20,
+            ..Self::default()
+        }
     }
 
     /// Returns how long the answer to a PING may take, if no byte moves in either direction.
