@@ -37,7 +37,10 @@ mod websocket;
 
 use std::{
     convert::Infallible,
-    sync::{Arc, OnceLock, atomic::Ordering},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use http::{
@@ -61,7 +64,7 @@ use self::{
     own::OwnSite,
     sites::Sites,
     trailers::Trailers,
-    upstream::Upstreams,
+    upstream::{Owner, Upstreams},
 };
 use crate::{
     drain::Drain,
@@ -87,6 +90,8 @@ pub struct HttpFrontend {
     /// Site for adit's own names.
     own: OnceLock<Arc<dyn OwnSite>>,
     locks: Arc<Locks>,
+    /// Number of client connections so far.
+    served: AtomicU64,
 }
 
 /// Protocol of a client, as detected from its first bytes.
@@ -110,6 +115,7 @@ impl HttpFrontend {
             metrics,
             own: OnceLock::new(),
             locks: Arc::default(),
+            served: AtomicU64::new(0),
         })
     }
 
@@ -140,7 +146,9 @@ impl HttpFrontend {
         let limits = *connection.place.limits();
         let gate = (version == HttpVersion::Http1).then(|| Gate::new(&limits));
         let client = client::look_for(self.tunnels.journal(), &connection);
-        let arrival = Arrival { connection: connection.clone(), tls, drain: drain.clone(), gate: gate.clone(), client };
+        let owner = gate.is_some().then(|| Arc::new(Owner::new(self.served.fetch_add(1, Ordering::Relaxed))));
+        let arrival =
+            Arrival { connection: connection.clone(), tls, drain: drain.clone(), gate: gate.clone(), client, owner };
         // Each future is boxed separately, so that an idle HTTP/1 connection holds no memory for HTTP/2 or for a request.
         let served = match gate {
             Some(gate) => {

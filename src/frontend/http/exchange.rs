@@ -16,6 +16,7 @@ use super::{
     body::{Body, body_of},
     error_page::{Form, Page},
     http2, pages, sites,
+    upstream::Owner,
 };
 use crate::{
     drain::Drain,
@@ -39,6 +40,8 @@ pub struct Arrival {
     pub gate: Option<Arc<Gate>>,
     /// `None`: there is no audit log, or no client has sent the request.
     pub client: Option<Client>,
+    /// Owner of the connections to backends that the client authenticates. `None`: an HTTP/2 client, or a replay.
+    pub owner: Option<Arc<Owner>>,
 }
 
 impl Arrival {

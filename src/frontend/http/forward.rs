@@ -40,7 +40,8 @@ impl HttpFrontend {
             asked.into_http1(&mut request);
         }
         let interim = Interim::of(&mut request, exchange.version, exchange.arrival.gate.as_ref());
-        let way = Way { route, lease: &lease, host, asks };
+        let owner = exchange.arrival.owner.clone();
+        let way = Way { route, lease: &lease, host, asks, owner: owner.as_deref() };
         let sent = interim.beside(pin!(self.upstreams.send(&way, request))).await;
         let answered = sent.map_err(|error| {
             lease.note_error(&pages::describe(&error));

@@ -21,6 +21,6 @@ impl HttpFrontend {
         request.extensions_mut().insert(replay);
         let peer = SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 0));
         let connection = Arc::new(Connection::remote(0, peer, local, Place::uncounted()));
-        Box::pin(self.answer(request, Arrival { connection, tls, drain, gate: None, client: None })).await
+        Box::pin(self.answer(request, Arrival { connection, tls, drain, gate: None, client: None, owner: None })).await
     }
 }

@@ -10,7 +10,10 @@ pub mod pool;
 mod refusal;
 mod retry;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use http::{Request, Response};
 use tokio::time::Instant;
@@ -48,6 +51,16 @@ pub struct Way<'a> {
     /// The requested host, in lower case and without port.
     pub host: &'a str,
     pub asks: Asks,
+    /// Owner of the connections that the request authenticates. `None`: an HTTP/2 client.
+    pub owner: Option<&'a Owner>,
+}
+
+/// A client's connection, as the owner of connections to backends that are authenticated (NTLM, and often Negotiate): such a
+/// connection speaks for its user, whatever a request says.
+pub struct Owner {
+    number: u64,
+    /// Whether it has owned a connection.
+    owns: AtomicBool,
 }
 
 /// Head of an answer, and the guard to hold until its body has ended.
@@ -61,6 +74,24 @@ pub struct Answered {
     pub retries: u32,
     /// When the connection of the last attempt was ready.
     pub connected: Instant,
+}
+
+impl Owner {
+    /// `number`: unique for the pool.
+    pub fn new(number: u64) -> Self {
+        Self { number, owns: AtomicBool::new(false) }
+    }
+
+    /// Returns the number, for the key of a connection that it now owns.
+    fn take(&self) -> u64 {
+        self.owns.store(true, Ordering::Relaxed);
+        self.number
+    }
+
+    /// Returns the number if it has owned a connection.
+    fn number(&self) -> Option<u64> {
+        self.owns.load(Ordering::Relaxed).then_some(self.number)
+    }
 }
 
 impl Upstreams {
@@ -90,7 +121,7 @@ impl Way<'_> {
         let of_jump = || self.route.target.pods()?.jump.as_ref().map(|jump| jump.target.host.to_string());
         let name = || tls.server_name.clone().or_else(of_jump).unwrap_or_else(|| self.host.to_owned());
         let tls = (scheme == Scheme::Https).then(|| (name(), tls.clone()));
-        Key { target: self.route.target.clone(), scheme, tls, is_http1: false }
+        Key { target: self.route.target.clone(), scheme, tls, is_http1: false, client: None }
     }
 
     fn is_upgrade(&self) -> bool {

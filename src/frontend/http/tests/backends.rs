@@ -480,3 +480,63 @@ async fn a_kept_connection_to_a_pod_that_leaves_is_not_used_again() {
         }
     }
 }
+
+/// A server that authenticates connections, as NTLM does: a challenge, and then the user's name.
+fn authenticating(scheme: &'static str) -> World {
+    let serve = move |pod: Arc<Pod>, stream: DuplexStream| {
+        let user = Arc::new(Mutex::new(None));
+        let service = service_fn(move |request: Request<Incoming>| {
+            pod.requests.fetch_add(1, Ordering::SeqCst);
+            let says = request.headers().get("authorization").map(|says| says.to_str().unwrap().to_owned());
+            let mut user = user.lock().unwrap();
+            let name = says.as_deref().and_then(|says| says.strip_prefix(scheme)).map(str::trim);
+            let (status, answer) = match name {
+                Some("hello") => (401, format!("{scheme} challenge")),
+                Some(name) => {
+                    *user = Some(name.to_owned());
+                    (200, name.to_owned())
+                }
+                None => user.clone().map_or((401, scheme.to_owned()), |user| (200, user)),
+            };
+            let mut response = Response::builder().status(status);
+            if status == 401 {
+                response = response.header("www-authenticate", &answer);
+            }
+            std::future::ready(Ok::<_, io::Error>(response.body(body_of(answer)).unwrap()))
+        });
+        tokio::spawn(async move { http1::Builder::new().serve_connection(TokioIo::new(stream), service).await });
+    };
+    World::over(Scheme::Http, Box::new(serve))
+}
+
+#[tokio::test]
+async fn a_connection_that_is_authenticated_is_of_its_client_alone() {
+    for scheme in ["NTLM", "Negotiate"] {
+        let world = authenticating(scheme);
+        let (mut anna, mut ben) = (world.http1().await, world.http1().await);
+        let ask = async |client: &mut conn::http1::SendRequest<Body>, method: &str, says: &str| {
+            let mut request = Request::builder().method(method).uri("/").header(HOST, "web.localhost");
+            if !says.is_empty() {
+                request = request.header("authorization", format!("{scheme} {says}"));
+            }
+            client.ready().await.unwrap();
+            let response = client.send_request(request.body(body_of("")).unwrap()).await.unwrap();
+            (response.status().as_u16(), text(response).await)
+        };
+        let refused = (401, scheme.to_owned());
+        assert_eq!(ask(&mut anna, "GET", "").await, refused);
+        assert_eq!(ask(&mut anna, "POST", "hello").await, (401, format!("{scheme} challenge")));
+        assert_eq!(ask(&mut anna, "POST", "anna").await, (200, "anna".to_owned()));
+        for method in ["GET", "POST", "GET"] {
+            assert_eq!(ask(&mut ben, method, "").await, refused, "he is not Anna");
+            assert_eq!(ask(&mut anna, method, "").await, (200, "anna".to_owned()));
+        }
+        assert_eq!(ask(&mut ben, "GET", "ben").await, (200, "ben".to_owned()));
+        assert_eq!(ask(&mut anna, "GET", "").await, (200, "anna".to_owned()));
+        drop(anna);
+        let mut carla = world.http1().await;
+        for _ in 0..3 {
+            assert_eq!(ask(&mut carla, "GET", "").await, refused);
+        }
+    }
+}

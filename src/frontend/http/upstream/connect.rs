@@ -104,7 +104,7 @@ impl Upstreams {
             shaken.map_err(|error| Unopened::unreached(RequestError::Http1(error, Vec::new())))?;
         // `send_request` returns the errors of the connection, too.
         self.drain.spawn(async move { drop(connection.with_upgrades().await) });
-        Ok(Sender::H1(H1 { sender, heard, trailers, kept: None }))
+        Ok(Sender::H1(H1 { sender, heard, trailers, kept: None, is_authenticated: false }))
     }
 
     async fn http2(

@@ -8,14 +8,14 @@ use std::{
 };
 
 use http::{
-    HeaderValue, Request, Response, StatusCode, Version,
-    header::{CONNECTION, EXPECT},
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version,
+    header::{AUTHORIZATION, CONNECTION, EXPECT, WWW_AUTHENTICATE},
 };
 use hyper::body::Body as _;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    Answered, RequestError, Upstreams, Way,
+    Answered, Owner, RequestError, Upstreams, Way,
     admission::{Answer, MORE_EACH},
     connect::{Opened, Unopened},
     message::{Failed, send_on},
@@ -133,12 +133,21 @@ impl<'a> Delivery<'a> {
 
     /// Returns a reused connection.
     async fn take(&self, key: &Key) -> Option<Opened> {
-        if self.way.is_upgrade() || !self.attempts.may_use_again() {
+        if !self.attempts.may_use_again() {
             return None;
         }
-        let taken = match self.upstreams.pool.take_shared(key) {
-            None if self.is_idempotent && self.is_short => self.upstreams.pool.take_idle(key).await,
-            shared => shared,
+        let pool = &self.upstreams.pool;
+        let owned = match self.way.owner.and_then(Owner::number) {
+            Some(client) => pool.take_idle(&Key { client: Some(client), ..key.clone() }).await,
+            None => None,
+        };
+        let taken = match owned {
+            None if self.way.is_upgrade() => None,
+            None => match pool.take_shared(key) {
+                None if self.is_idempotent && self.is_short => pool.take_idle(key).await,
+                shared => shared,
+            },
+            owned => owned,
         };
         let (sender, placement) = taken?;
         Some(Opened { sender, placement, was_used: true, is_after_close: false, admitted: None })
@@ -182,7 +191,8 @@ impl<'a> Delivery<'a> {
     async fn attempt(&mut self, key: Key, mut opened: Opened) -> Next {
         let (was_used, is_h1) = (opened.was_used, matches!(opened.sender, Sender::H1(_)));
         let mut next = self.request(!self.choice.is_known && !was_used);
-        if is_h1 && !self.way.is_upgrade() && opened.admitted.as_ref().is_some_and(|admitted| admitted.asks_to_close) {
+        let needs_connection = self.way.is_upgrade() || authenticates_connection(self.head.headers(), AUTHORIZATION);
+        if is_h1 && !needs_connection && opened.admitted.as_ref().is_some_and(|admitted| admitted.asks_to_close) {
             next.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let sent = {
@@ -205,7 +215,7 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    fn answered(&self, key: Key, mut opened: Opened, response: Response<Body>) -> Next {
+    fn answered(&self, mut key: Key, mut opened: Opened, response: Response<Body>) -> Next {
         if response.status().is_success() {
             // A backend may read the body while it answers.
             self.body.ask();
@@ -224,9 +234,18 @@ impl<'a> Delivery<'a> {
             self.upstreams.protocols.learn(self.way.route, &self.endpoint, self.way.asks, key.scheme);
         }
         let (scheme, pod, retries) = (key.scheme, opened.placement.pod().clone(), self.retries);
+        let mut is_kept = true;
+        if let Sender::H1(h1) = &mut opened.sender {
+            h1.is_authenticated |= authenticates_connection(self.head.headers(), AUTHORIZATION)
+                || authenticates_connection(response.headers(), WWW_AUTHENTICATE);
+            if h1.is_authenticated {
+                key.client = self.way.owner.map(Owner::take);
+                is_kept = key.client.is_some();
+            }
+        }
         let returning = match unsent {
             Some(unsent) => Some(Returning::unsent(unsent)),
-            None if self.way.is_upgrade() => None,
+            None if self.way.is_upgrade() || !is_kept => None,
             None => Some(self.upstreams.pool.returning(key, opened.sender, opened.placement)),
         };
         Next::Break(Ok(Answered { response, returning, scheme, pod, retries, connected: self.connected }))
@@ -382,6 +401,15 @@ impl<'a> Delivery<'a> {
             }
         }
     }
+}
+
+/// Returns whether a header is about the authentication of a whole connection (RFC 4559, section 6).
+fn authenticates_connection(headers: &HeaderMap, name: HeaderName) -> bool {
+    let is_of_connection = |value: &HeaderValue| {
+        let scheme = value.as_bytes().split(|byte| *byte == b' ').next().unwrap_or_default();
+        scheme.eq_ignore_ascii_case(b"ntlm") || scheme.eq_ignore_ascii_case(b"negotiate")
+    };
+    headers.get_all(name).iter().any(is_of_connection)
 }
 
 /// Returns whether the answer's connection takes another request (RFC 9112, section 9.3).

@@ -44,6 +44,9 @@ const MOST_SHARED_BY_ONE: usize = 32;
 /// How long to wait for a connection whose answer was just read: hyper needs a moment until it takes the next request.
 const BREATH: Duration = Duration::from_millis(2);
 
+/// The same for a connection that a client has authenticated: no other one will do.
+const LONG_BREATH: Duration = Duration::from_secs(1);
+
 /// Key of the pool: requests with equal keys share connections.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Key {
@@ -53,6 +56,8 @@ pub struct Key {
     pub tls: Option<(String, BackendTls)>,
     /// For https: HTTP/1.1 alone.
     pub is_http1: bool,
+    /// Number of the client's connection that has authenticated the connections. `None`: they are for all clients.
+    pub client: Option<u64>,
 }
 
 /// The sending end of a connection.
@@ -78,6 +83,8 @@ pub struct H1 {
     pub trailers: Trailers,
     /// Guard for a backend that is not known to serve several connections.
     pub kept: Option<Arc<Kept>>,
+    /// The backend authenticates the connection, not each request.
+    pub is_authenticated: bool,
 }
 
 /// Stream of an HTTP/2 connection, which serves many requests at a time.
@@ -210,7 +217,8 @@ impl Pool {
             if idle.placement.is_leaving() || idle.connection.sender.is_closed() {
                 continue;
             }
-            match timeout(BREATH, idle.connection.sender.ready()).await {
+            let breath = if key.client.is_some() { LONG_BREATH } else { BREATH };
+            match timeout(breath, idle.connection.sender.ready()).await {
                 Ok(Ok(())) => return Some((Sender::H1(idle.connection), idle.placement)),
                 Ok(Err(_)) => {}
                 // The machine is busy: leave the connection to another request.
@@ -259,7 +267,7 @@ impl Pool {
     pub fn close_idle(&self, target: &Target, idle: Duration) -> bool {
         let mut closed = false;
         self.lock().idle.retain(|key, all| {
-            if key.target == *target {
+            if key.target == *target && key.client.is_none() {
                 let before = all.len();
                 all.retain(|unused| unused.since.elapsed() < idle);
                 closed |= all.len() < before;
@@ -382,7 +390,7 @@ mod tests {
     use super::*;
 
     fn key(name: &str) -> Key {
-        Key { target: Target::Named(name.into()), scheme: Scheme::Http, tls: None, is_http1: false }
+        Key { target: Target::Named(name.into()), scheme: Scheme::Http, tls: None, is_http1: false, client: None }
     }
 
     /// Returns a connection to a backend that allows one stream.
@@ -409,7 +417,13 @@ mod tests {
             let (sender, connection) = http1::handshake(TokioIo::new(near)).await.unwrap();
             tokio::spawn(connection);
             ends.push(far);
-            let h1 = H1 { sender, heard: Heard::default(), trailers: Trailers::default(), kept: None };
+            let h1 = H1 {
+                sender,
+                heard: Heard::default(),
+                trailers: Trailers::default(),
+                kept: None,
+                is_authenticated: false,
+            };
             drop(pool.returning(key("web"), Sender::H1(h1), Placement::new("web-1")));
         }
         assert_eq!(pool.lock().idle[&key("web")].len(), MOST_IDLE);
