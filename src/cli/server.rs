@@ -73,7 +73,7 @@ struct Serve {
     /// Domain of the names of tunnels
     #[arg(long, value_name = "DOMAIN", requires = "http_listen")]
     domain: Option<String>,
-    /// Scheme and port of names in public addresses, behind a load balancer or an Ingress [default: those of --http-listen]
+    /// Scheme and port of names in public addresses, behind a load balancer or an Ingress. If that terminates TLS, its X-Forwarded-For is kept [default: those of --http-listen]
     #[arg(long, value_name = "SCHEME[:PORT]", requires = "http_listen")]
     http_public: Option<PublicOrigin>,
     /// Certificate chain for the domain (PEM): names are served by https

@@ -195,6 +195,7 @@ impl Bound {
         let settings = self.settings;
         let http_port = self.http.as_ref().and_then(|http| http.local_addr().ok()).map(|address| address.port());
         let own = PublicOrigin::new(self.https.is_some(), http_port);
+        let public = settings.http.as_ref().and_then(|http| http.public);
         let domain = settings.http.as_ref().map(|http| http.domain.trim_matches('.').to_ascii_lowercase());
         let only = settings.register.clone().flatten();
         let exposer =
@@ -204,12 +205,12 @@ impl Bound {
             ports: settings.ports.clone(),
             bind: settings.bind,
             domain: domain.clone(),
-            http_public: settings.http.as_ref().and_then(|http| http.public).unwrap_or(own),
+            http_public: public.unwrap_or(own),
             allow_v1: settings.allow_v1,
             limits: settings.limits,
             exposer,
         };
-        let front = Front::new(domain.unwrap_or_default());
+        let front = Front::new(domain.unwrap_or_default(), public, self.https.is_some());
         let names = front.clone();
         let relay_config = self.identity.relay_config().map_err(StartError::Certificate)?;
         let server = Server::new(options, relay_config, drain.clone(), move |all, awaited| names.set(all, awaited));

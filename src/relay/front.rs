@@ -11,11 +11,11 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::{
     backend::Tunnels,
-    server::{Server, tunnels::HttpName},
+    server::{PublicOrigin, Server, tunnels::HttpName},
 };
 use crate::{
     config::{HostHeader, HttpOptions},
@@ -49,13 +49,17 @@ const IDLE: Duration = Duration::from_secs(60);
 pub struct Front {
     /// In lower case, without a dot at either end.
     domain: String,
+    /// Scheme and port of a load balancer before the relay. `None`: visitors connect to the relay itself.
+    public: Option<PublicOrigin>,
+    /// The relay terminates TLS.
+    has_tls: bool,
     /// Options of each name.
     names: ArcSwap<BTreeMap<String, Arc<HttpOptions>>>,
 }
 
 impl Front {
-    pub fn new(domain: String) -> Arc<Self> {
-        Arc::new(Self { domain, names: ArcSwap::default() })
+    pub fn new(domain: String, public: Option<PublicOrigin>, has_tls: bool) -> Arc<Self> {
+        Arc::new(Self { domain, public, has_tls, names: ArcSwap::default() })
     }
 
     /// Replaces the names. `awaited`: names that stay as they were, until their clients are back.
@@ -85,6 +89,7 @@ impl Front {
         drain: Drain,
     ) {
         let tunnels = Manager::new(Arc::new(Tunnels(server.clone())), drain.clone());
+        let is_https = self.public.map_or(https.is_some(), |public| public.is_https);
         let front = HttpFrontend::new(self, tunnels, Arc::new(Metrics::default()), drain.clone());
         let mut id = 0;
         let is_plain = https.is_none();
@@ -93,7 +98,7 @@ impl Front {
             let local = stream.local_addr().unwrap_or(peer);
             let connection = Arc::new(Connection::remote(id, peer, local, place.clone()));
             let https = https.as_ref().map(|https| https.load_full());
-            let visiting = place.run(visit(stream, connection, front.clone(), https, drain.clone()));
+            let visiting = place.run(visit(stream, connection, front.clone(), https, is_https, drain.clone()));
             drain.spawn(async move {
                 if visiting.await.is_none() {
                     debug!(%peer, "connection of a visitor ended: it was silent, and others came");
@@ -134,13 +139,32 @@ impl Sites for Front {
             }
         }
     }
+
+    /// What terminates TLS before the relay is a proxy for HTTP. If the relay terminates it, or nobody does, headers may be a
+    /// visitor's.
+    fn public(&self) -> Option<(u16, bool)> {
+        let PublicOrigin { is_https, port } = self.public?;
+        Some((port.unwrap_or(if is_https { 443 } else { 80 }), is_https && !self.has_tls))
+    }
+
+    /// Visitors are strangers: where the local service is, and how it fails, is for the operator and the client.
+    fn shown(&self, page: Page) -> Page {
+        if !page.status.is_server_error() || page.code == ErrorCode::NoClient {
+            return Page { hint: None, links: Vec::new(), ..page };
+        }
+        info!(error = page.code.as_str(), cause = page.cause, "no answer for a visitor: {}", page.title);
+        let title = "the service behind this name does not answer".to_owned();
+        Page { title, cause: None, hint: None, links: Vec::new(), ..page }
+    }
 }
 
+/// `is_https`: visitors use https, here or at a proxy before the relay.
 async fn visit(
     mut stream: TcpStream,
     connection: Arc<Connection>,
     front: Arc<HttpFrontend>,
     https: Option<Arc<ServerConfig>>,
+    is_https: bool,
     drain: Drain,
 ) {
     let limit = connection.place.limits().first_byte;
@@ -155,7 +179,7 @@ async fn visit(
         if let Ok(Ok(tls)) = accepted {
             let is_h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
             let version = if is_h2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
-            front.serve(Box::new(tls), version, connection, true, drain).await;
+            front.serve(Box::new(tls), version, connection, is_https, drain).await;
         }
         return;
     }
@@ -170,7 +194,7 @@ async fn visit(
         _ => return,
     };
     let stream: BoxedIo = Box::new(Prefixed::new(received.freeze(), stream));
-    front.serve(stream, version, connection, false, drain).await;
+    front.serve(stream, version, connection, is_https, drain).await;
 }
 
 #[cfg(test)]
@@ -180,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_host_is_a_name_below_the_domain_that_a_client_has() {
-        let front = Front::new("relay.test".to_owned());
+        let front = Front::new("relay.test".to_owned(), None, false);
         let ask = |host: &str| front.route(host, &Request::new(body_of("")), &Door::Closed);
         assert!(ask("web.relay.test").is_err());
         front.set([HttpName { name: "web".to_owned(), host: Some("localhost".to_owned()) }], Vec::new());

@@ -117,7 +117,7 @@ impl HttpFrontend {
                 Err(page)
             }
         };
-        exchange.end(answered)
+        exchange.end(answered.map_err(|page| self.sites.shown(page)))
     }
 }
 

@@ -100,9 +100,12 @@ impl HttpFrontend {
             }
             _ => {}
         }
-        match self.sites.is_first() {
-            true => headers::set_forwarded(headers, hop),
-            false => headers::add_forwarded(headers, hop.peer),
+        let (port, is_behind_proxy) = self.sites.public().unwrap_or((hop.local.port(), false));
+        hop.local.set_port(port);
+        match (self.sites.is_first(), is_behind_proxy) {
+            (false, _) => headers::add_forwarded(headers, hop.peer),
+            (true, true) => headers::keep_forwarded(headers, hop),
+            (true, false) => headers::set_forwarded(headers, hop),
         }
         self.identity.mark(headers, exchange.version);
         headers::apply(&route.options.request_headers, headers);

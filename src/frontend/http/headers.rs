@@ -135,8 +135,7 @@ fn length(headers: &HeaderMap) -> Option<HeaderValue> {
 /// adit, so the client could claim anything.
 pub fn set_forwarded(headers: &mut HeaderMap, via: Hop<'_>) {
     let proto = if via.tls { "https" } else { "http" };
-    let port = via.host.rsplit_once(':').map(|(_, port)| port).filter(|port| port.parse::<u16>().is_ok());
-    let port = port.map_or_else(|| via.local.port().to_string(), str::to_owned);
+    let port = port(via);
     let (ip, node) = match via.peer.ip().to_canonical() {
         IpAddr::V4(ip) => (ip.to_string(), ip.to_string()),
         // Forwarded needs brackets and quotes around an IPv6 address (RFC 7239, section 6).
@@ -159,6 +158,24 @@ pub fn set_forwarded(headers: &mut HeaderMap, via: Hop<'_>) {
     if let (true, Ok(ip)) = (headers.contains_key(X_REAL_IP), HeaderValue::from_str(&ip)) {
         headers.insert(X_REAL_IP, ip);
     }
+}
+
+/// Sets scheme and port as [`set_forwarded`] does, and keeps the addresses and the host of the proxy before adit.
+pub fn keep_forwarded(headers: &mut HeaderMap, via: Hop<'_>) {
+    add_forwarded(headers, via.peer);
+    if let Ok(host) = HeaderValue::from_str(via.host) {
+        headers.entry(X_FORWARDED_HOST).or_insert(host);
+    }
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if via.tls { "https" } else { "http" }));
+    if let Ok(port) = HeaderValue::from_str(&port(via)) {
+        headers.insert(X_FORWARDED_PORT, port);
+    }
+}
+
+/// Returns the port that the client has connected to.
+fn port(via: Hop<'_>) -> String {
+    let port = via.host.rsplit_once(':').map(|(_, port)| port).filter(|port| port.parse::<u16>().is_ok());
+    port.map_or_else(|| via.local.port().to_string(), str::to_owned)
 }
 
 /// Adds the client's address to a request, unless a proxy before adit has done so.

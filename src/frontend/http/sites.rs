@@ -61,6 +61,17 @@ pub trait Sites: Send + Sync + 'static {
     fn is_first(&self) -> bool {
         true
     }
+
+    /// Returns the port that clients connect to, if something before this proxy accepts them, and whether that is a proxy for
+    /// HTTP, whose forwarded headers are true.
+    fn public(&self) -> Option<(u16, bool)> {
+        None
+    }
+
+    /// Returns an error page as the clients of these sites may see it.
+    fn shown(&self, page: Page) -> Page {
+        page
+    }
 }
 
 impl Sites for ArcSwap<Router> {

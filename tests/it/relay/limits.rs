@@ -309,3 +309,69 @@ async fn an_answer_by_name_goes_on_while_the_relay_ends() {
     let ended = timeout(Duration::from_secs(5), relay.child.wait()).await;
     assert!(ended.expect("with the last answer").unwrap().success());
 }
+
+/// Sends a GET for a name with these headers, and returns the whole answer.
+async fn get(relay: &Process, headers: &str) -> String {
+    let mut visitor = TcpStream::connect(relay.http).await.unwrap();
+    let head = format!("GET / HTTP/1.1\r\nHost: web.relay.test\r\n{headers}Connection: close\r\n\r\n");
+    visitor.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    timeout(PATIENCE, visitor.read_to_string(&mut answer)).await.expect("an answer in time").unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn a_load_balancer_in_front_of_a_relay_is_believed_where_that_is_configured() {
+    let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = service.local_addr().unwrap().port();
+    // Answers with the head of the request.
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = service.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.is_ok_and(|count| count > 0) {}
+            let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+            let answer =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{head}", head.len());
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    let of_proxy = "X-Forwarded-For: 203.0.113.7\r\nX-Forwarded-Proto: https\r\n";
+    for (options, expected) in [
+        (
+            &["--http-public", "https"][..],
+            ["x-forwarded-proto: https", "x-forwarded-port: 443", "x-forwarded-for: 203.0.113.7"],
+        ),
+        (
+            &["--http-public", "https:8443"],
+            ["x-forwarded-proto: https", "x-forwarded-port: 8443", "x-forwarded-for: 203.0.113.7"],
+        ),
+        (&[], ["x-forwarded-proto: http\r\n", "x-forwarded-for: 127.0.0.1\r\n", "x-forwarded-host: web.relay.test"]),
+    ] {
+        let (relay, drain) = (Process::start(options).await, Drain::new());
+        let (mut rx, _running) = start(relay.client(port, Kind::Http, "web"), &drain);
+        timeout(PATIENCE, rx.recv()).await.expect("in time").expect("it runs");
+        let answer = get(&relay, of_proxy).await;
+        assert!(expected.iter().all(|line| answer.contains(line)), "{options:?}: {answer}");
+        assert_eq!(
+            answer.contains("127.0.0.1"),
+            options.is_empty() || answer.contains("203.0.113.7, 127.0.0.1"),
+            "{answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_visitor_of_a_service_that_is_down_learns_nothing_of_it() {
+    let (relay, drain) = (Process::start(&[]).await, Drain::new());
+    let held = TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = held.local_addr().unwrap().port();
+    let (mut rx, _running) = start(relay.client(port, Kind::Http, "web"), &drain);
+    timeout(PATIENCE, rx.recv()).await.expect("in time").expect("it runs");
+    let answer = get(&relay, "").await;
+    assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("does not answer"), "{answer}");
+    for of_client in ["127.0.0.1", "localhost", &port.to_string(), "adit doctor", "hint", "caused by"] {
+        assert!(!answer.contains(of_client), "{of_client}: {answer}");
+    }
+    relay.logs(&format!("nothing answers on 127.0.0.1:{port}")).await;
+}
