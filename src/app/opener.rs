@@ -44,9 +44,12 @@ pub struct Opening {
     pub turns: Turns,
 }
 
+/// Name of the route, and the wanted local port.
+type Wanted = (Arc<str>, Option<u16>);
+
 /// Requests in progress by route and wanted port, one at a time: the next gets the local port of the one before.
 #[derive(Default)]
-pub struct Turns(Mutex<HashMap<(Arc<str>, Option<u16>), Weak<Semaphore>>>);
+pub struct Turns(Mutex<HashMap<Wanted, Weak<Semaphore>>>);
 
 impl Turns {
     fn of(&self, named: &Named) -> Arc<Semaphore> {
