@@ -62,7 +62,12 @@ impl<T: AsyncRead + Unpin> AsyncRead for WithoutEmptyData<T> {
                 _ => continue,
             }
             this.read.reserve(CHUNK);
-            if ready!(poll_read_buf(Pin::new(&mut this.inner), cx, &mut this.read))? == 0 {
+            let polled = poll_read_buf(Pin::new(&mut this.inner), cx, &mut this.read);
+            if polled.is_pending() && this.read.is_empty() {
+                // A waiting connection holds no buffer.
+                this.read = BytesMut::new();
+            }
+            if ready!(polled)? == 0 {
                 // A part of a head, which h2 reports as a broken connection.
                 let rest = this.read.split_to(this.read.len().min(buf.remaining()));
                 buf.put_slice(&rest);
