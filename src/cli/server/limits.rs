@@ -66,10 +66,10 @@ impl From<&LimitArgs> for Limits {
                 head: args.header_timeout,
                 idle: args.idle_timeout,
                 body: args.body_timeout,
-                short_frames: accept::Limits::of_relay().short_frames,
                 ping: args.http2_ping,
                 keepalive: args.tcp_keepalive,
                 grace: args.grace,
+                ..accept::Limits::of_relay()
             },
         }
     }

@@ -28,11 +28,9 @@ pub use self::{request_body::glance_at, tunnel::Tunnel};
 use super::body::Body;
 use crate::wire::http1;
 
-/// Bytes of one stream that may wait for their reader. Clients are near; for pods see [`windows`].
+/// Bytes of one stream that may wait for their reader. Clients are near; for pods see [`windows`]. For all streams of a client's
+/// connection see [`Limits::window`](crate::io::accept::Limits::window).
 const STREAM_WINDOW: u32 = 1024 * 1024;
-
-/// Bytes of all streams of a client's connection that may wait: stalled readers leave room for the others.
-const CONNECTION_WINDOW: u32 = 32 * STREAM_WINDOW;
 
 /// Maximum size of a request's head in bytes: as over HTTP/1.1, but RFC 9113, section 6.5.2, counts 32 bytes more for each
 /// header.

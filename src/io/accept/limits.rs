@@ -26,6 +26,9 @@ pub struct Limits {
     /// Time without a byte of a request's body. Default: a day on a laptop, where a pipe may feed an upload, and 60 s on a
     /// relay.
     pub body: Duration,
+    /// Window of an HTTP/2 connection, in bytes: the uploads of all its streams that may wait for their backends, of which a
+    /// stream has at most 1 MiB. Default: 250 MiB on a laptop, as much as 250 streams can have, and 32 MiB on a relay.
+    pub window: u32,
     /// Memory of an HTTP/2 connection for DATA frames that nobody reads and that are shorter than 256 bytes, in bytes:
     /// 256 for each, less its length. At this limit, the connection ends with all its streams. Default: no limit but the
     /// windows on a laptop, and 64 MiB on a relay: a stream of the shortest gRPC messages that fills its window.
@@ -50,6 +53,7 @@ impl Default for Limits {
             head: Duration::from_secs(30),
             idle: Duration::from_secs(60),
             body: Duration::from_secs(24 * 60 * 60),
+            window: 250 << 20,
             short_frames: usize::MAX,
             ping: Duration::from_secs(30),
             keepalive: Duration::from_secs(20),
@@ -65,6 +69,7 @@ impl Limits {
             connections: Some(8192),
             per_address: Some(256),
             body: Duration::from_secs(60),
+            window: 32 << 20,
             short_frames: 64 << 20,
             ..Self::default()
         }

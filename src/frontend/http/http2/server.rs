@@ -31,7 +31,7 @@ use tower::BoxError;
 use tracing::debug;
 
 use super::{
-    CONNECTION_WINDOW, LONGEST_HEAD, Received, STREAM_WINDOW, Tunnel,
+    LONGEST_HEAD, Received, STREAM_WINDOW, Tunnel,
     empty_data::WithoutEmptyData,
     flood::{PREFACE, Patient},
     keepalive::{self, Activity},
@@ -127,7 +127,7 @@ where
     let mut builder = Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(limits.window)
         .max_concurrent_streams(MOST_STREAMS)
         .max_header_list_size(LONGEST_HEAD)
         .data_frame_budget(limits.short_frames)

@@ -108,6 +108,49 @@ async fn an_upload_of_short_messages_that_stalls_leaves_the_connection_to_others
 }
 
 #[tokio::test]
+async fn many_uploads_that_stall_leave_the_connection_to_others() {
+    // It reads and answers nothing at /stalled.
+    let serve = |_, stream: DuplexStream| {
+        tokio::spawn(async move {
+            let mut builder = h2::server::Builder::new();
+            builder.initial_connection_window_size(1 << 30);
+            let mut connection = builder.handshake(stream).await.unwrap();
+            let mut stalled = Vec::new();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                match request.uri().path() {
+                    "/stalled" => stalled.push((request, respond)),
+                    _ => drop(tokio::spawn(async move {
+                        request.into_body().data().await;
+                        let mut sending = respond.send_response(Response::new(()), false).unwrap();
+                        sending.send_data(Bytes::from("ok"), true).unwrap();
+                    })),
+                }
+            }
+        });
+    };
+    let world = World::over(Scheme::H2c, Box::new(serve));
+    // One connection, which all share.
+    world.exchange("GET / HTTP/1.1\r\nHost: web.localhost\r\nConnection: close\r\n\r\n").await;
+    let (mut sender, connection) = h2::client::handshake(world.connect(HttpVersion::Http2)).await.unwrap();
+    tokio::spawn(connection);
+    let post = |path: &str| {
+        let uri = format!("http://web.localhost{path}");
+        Request::post(uri).version(Version::HTTP_2).body(()).unwrap()
+    };
+    let (sent, mut waiting) = (Arc::<AtomicUsize>::default(), Vec::new());
+    for _ in 0..70 {
+        let (response, sending) = sender.send_request(post("/stalled"), false).unwrap();
+        waiting.push(response);
+        tokio::spawn(fill(sending, 16 * 1024 / MESSAGE.len() * MESSAGE.len(), sent.clone()));
+    }
+    until_full(&sent).await;
+    let (response, mut sending) = sender.send_request(post("/"), false).unwrap();
+    sending.send_data(MESSAGE.into(), true).unwrap();
+    assert_eq!(timeout(PATIENCE, response).await.expect("it is answered").unwrap().status(), 200);
+    assert_eq!(world.connections(), 1);
+}
+
+#[tokio::test]
 async fn empty_frames_now_and_then_end_no_connection() {
     let empty = |stream| frame(DATA, 0, stream, &[]).repeat(150);
     let world = World::over(
