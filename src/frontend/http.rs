@@ -163,7 +163,7 @@ impl HttpFrontend {
                         let (body, is_read) = Watched::new(body);
                         let request = Request::from_parts(parts, body.map_err(BoxError::from).boxed_unsync());
                         let mut response = this.answer(request, arrival).await;
-                        if takes_chunks && response.status().as_u16() >= 400 && !is_read.load(Ordering::Relaxed) {
+                        if takes_chunks && response.status().as_u16() >= 300 && !is_read.load(Ordering::Relaxed) {
                             // hyper closes a connection whose upload nobody reads. A client that was not told may reuse it
                             // (RFC 9112, section 9.6).
                             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -220,7 +220,9 @@ impl Protocols {
 impl Learned {
     /// Returns what is learned of the session's pods, which is nothing at first.
     fn of<'a>(all: &'a mut HashMap<Target, Self>, target: &Target, endpoint: &Arc<Endpoint>) -> &'a mut Self {
-        all.retain(|_, learned| learned.session.strong_count() > 0);
+        if !all.contains_key(target) {
+            all.retain(|_, learned| learned.session.strong_count() > 0);
+        }
         let new = || Self {
             session: Arc::downgrade(endpoint),
             grpc: None,

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use bytes::Bytes;
+use h2::Reason;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
     header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, PROXY_AUTHENTICATE, RETRY_AFTER},
@@ -38,6 +39,11 @@ const STYLE: &str = ":root{color-scheme:light dark;--back:#fbfbfa;--card:#fff;--
     code{display:block;font:.9em ui-monospace,monospace;background:var(--soft);padding:.4em .6em;border-radius:4px;overflow-wrap:anywhere}\
     ul{padding-left:1.2rem}footer{margin-top:1.25rem;padding-top:.6rem;border-top:1px solid var(--line);color:var(--dim);font-size:.87em}";
 
+/// The backend has reset a gRPC call: an extension of the page's response. A client of HTTP/2 gets the reset itself, because it
+/// may know more about it: a CANCEL after its deadline means DEADLINE_EXCEEDED.
+#[derive(Clone, Copy, Debug)]
+pub struct BackendReset(pub Reason);
+
 /// Error page that replaces a backend's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
@@ -52,6 +58,8 @@ pub struct Page {
     pub reloads: bool,
     /// Seconds until the cluster accepts requests again. `None`: the cluster names no time.
     pub retry_after: Option<u16>,
+    /// HTTP/2 error code with which the backend has reset the request.
+    pub reset: Option<Reason>,
 }
 
 /// Form of a page.
@@ -86,7 +94,17 @@ impl Form {
 impl Page {
     pub fn new(status: StatusCode, code: ErrorCode, title: impl Into<String>) -> Self {
         let title = title.into();
-        Self { status, code, title, cause: None, hint: None, links: Vec::new(), reloads: false, retry_after: None }
+        Self {
+            status,
+            code,
+            title,
+            cause: None,
+            hint: None,
+            links: Vec::new(),
+            reloads: false,
+            retry_after: None,
+            reset: None,
+        }
     }
 
     /// Adds a link to the view of a tunnel in the dashboard.
@@ -209,13 +227,17 @@ impl Page {
 
     /// Returns trailers alone, as gRPC over HTTP/2 and gRPC-Web do for calls that fail at once.
     fn grpc(&self, kind: &'static str, port: u16, tls: bool) -> Response<Bytes> {
-        // gRPC's mapping of HTTP statuses, with more specific ones where they exist.
-        let status = match self.status {
-            StatusCode::BAD_REQUEST => "13",
-            StatusCode::FORBIDDEN => "7",
-            StatusCode::NOT_FOUND => "12",
-            StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => "4",
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "8",
+        // gRPC's mappings of HTTP/2 error codes and of HTTP statuses, with more specific ones where they exist.
+        let status = match (self.reset, self.status) {
+            (Some(Reason::REFUSED_STREAM), _) => "14",
+            (Some(Reason::CANCEL), _) => "1",
+            (Some(Reason::ENHANCE_YOUR_CALM), _) => "8",
+            (Some(Reason::INADEQUATE_SECURITY), _) => "7",
+            (Some(_), _) | (_, StatusCode::BAD_REQUEST) => "13",
+            (_, StatusCode::FORBIDDEN) => "7",
+            (_, StatusCode::NOT_FOUND) => "12",
+            (_, StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT) => "4",
+            (_, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) => "8",
             _ => "14",
         };
         let message = self.text(port, tls);
@@ -227,6 +249,9 @@ impl Page {
         headers.insert(ERROR_CODE, HeaderValue::from_static(self.code.as_str()));
         if let Ok(message) = HeaderValue::from_str(&message) {
             headers.insert(HeaderName::from_static("grpc-message"), message);
+        }
+        if let Some(reason) = self.reset {
+            response.extensions_mut().insert(BackendReset(reason));
         }
         response
     }

@@ -19,7 +19,10 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderMap, header::CONTENT_LENGTH};
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
+};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tower::BoxError;
 
@@ -93,7 +96,10 @@ impl HttpBody for Received {
 }
 
 /// Sends a body to its end. If the body breaks, resets the stream with the error code of the stream that it comes from.
-async fn send_body(mut stream: SendStream<Bytes>, mut body: Body) -> Result<(), BoxError> {
+///
+/// `is_grpc`: if the connection has broken that it comes from, trailers say UNAVAILABLE, as gRPC clients do that lose a connection
+/// of their own.
+async fn send_body(mut stream: SendStream<Bytes>, mut body: Body, is_grpc: bool) -> Result<(), BoxError> {
     loop {
         let frame = poll_fn(|cx| match stream.poll_reset(cx) {
             Poll::Ready(reset) => Poll::Ready(Err(reset.map_or_else(|error| error, h2::Error::from))),
@@ -120,7 +126,10 @@ async fn send_body(mut stream: SendStream<Bytes>, mut body: Body) -> Result<(), 
                 }
             },
             Some(Err(error)) => {
-                stream.send_reset(reason(&*error));
+                match reset(&*error) {
+                    None if is_grpc => stream.send_trailers(unavailable())?,
+                    reset => stream.send_reset(reset.map_or(Reason::INTERNAL_ERROR, unfinished)),
+                }
                 return Err(error);
             }
             None => return Ok(stream.send_data(Bytes::new(), true)?),
@@ -140,10 +149,29 @@ fn poll_room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Resul
     Poll::Ready(Ok(stream.capacity()))
 }
 
-/// Returns the HTTP/2 error code in an error or its causes; INTERNAL_ERROR if there is none. A reset with NO_ERROR is for a message
-/// that is complete (RFC 9113, section 8.1), and some peers take it for the end of one that is not.
-fn reason(error: &(dyn Error + 'static)) -> Reason {
-    let of_stream = error.downcast_ref::<h2::Error>().and_then(h2::Error::reason);
-    let of_stream = of_stream.filter(|reason| *reason != Reason::NO_ERROR);
-    of_stream.or_else(|| error.source().map(reason)).unwrap_or(Reason::INTERNAL_ERROR)
+/// Returns the error code of the reset in an error or its causes.
+fn reset(error: &(dyn Error + 'static)) -> Option<Reason> {
+    let of_stream = error.downcast_ref::<h2::Error>().filter(|error| error.is_reset()).and_then(h2::Error::reason);
+    of_stream.or_else(|| error.source().and_then(reset))
+}
+
+/// Returns the error code for a message that is not complete. A reset with NO_ERROR is for one that is (RFC 9113, section 8.1), and
+/// some peers take it for its end.
+fn unfinished(reason: Reason) -> Reason {
+    if reason == Reason::NO_ERROR { Reason::INTERNAL_ERROR } else { reason }
+}
+
+fn is_grpc(answer: &HeaderMap) -> bool {
+    let kind =
+        answer.get(CONTENT_TYPE).map(HeaderValue::as_bytes).and_then(|kind| kind.strip_prefix(b"application/grpc"));
+    kind.is_some_and(|rest| !rest.starts_with(b"-web"))
+}
+
+/// Returns the trailers of a gRPC call whose connection is lost.
+fn unavailable() -> HeaderMap {
+    let message = HeaderValue::from_static("the connection to the server is lost");
+    [("grpc-status", HeaderValue::from_static("14")), ("grpc-message", message)]
+        .map(|(name, value)| (HeaderName::from_static(name), value))
+        .into_iter()
+        .collect()
 }

@@ -235,6 +235,7 @@ fn of_request(error: &RequestError, host: &str, route: &Route, lease: &Lease) ->
             cause: Some(describe(error)),
             // It recognises databases and other servers, and prints the command for them.
             hint: Some(doctor(host, route)),
+            reset: error.reset(),
             ..Page::new(StatusCode::BAD_GATEWAY, ErrorCode::BadAnswer, format!("no HTTP answer from {}", route.target))
         },
     }

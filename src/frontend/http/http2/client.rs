@@ -81,7 +81,7 @@ impl Sender {
         let (mut response, stream) = sent.map_err(|error| (error, None))?;
         let sending = (!is_empty).then(|| {
             let sending = tokio::spawn(async move {
-                if let Err(error) = send_body(stream, body).await {
+                if let Err(error) = send_body(stream, body, false).await {
                     debug!(error, "request not sent to its end");
                 }
             });

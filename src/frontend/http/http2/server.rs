@@ -34,14 +34,16 @@ use super::{
     LONGEST_HEAD, Received, STREAM_WINDOW, Tunnel,
     empty_data::WithoutEmptyData,
     flood::{PREFACE, Patient},
+    is_grpc,
     keepalive::{self, Activity},
     request_body::{RequestBody, Rest},
-    send_body,
+    send_body, unfinished,
 };
 use crate::{
     drain::Drain,
     frontend::http::{
         body::{Body, body_of},
+        error_page::BackendReset,
         headers,
         interim::ToClient,
     },
@@ -268,6 +270,11 @@ impl Stream {
 
     async fn send(&mut self, response: Response<Body>) -> Result<(), BoxError> {
         let (mut parts, body) = response.into_parts();
+        if let Some(BackendReset(reason)) = parts.extensions.get() {
+            self.respond.send_reset(unfinished(*reason));
+            return Ok(());
+        }
+        let is_grpc = is_grpc(&parts.headers);
         // A route may add any header; h2 rejects those that HTTP/2 forbids.
         headers::remove_hop_by_hop(&mut parts.headers);
         if !parts.headers.contains_key(DATE)
@@ -293,7 +300,7 @@ impl Stream {
             // If the receiver is gone, the dropped tunnel resets the stream.
             Some((receiving, waiting, open)) => drop(waiting.send(Tunnel::new(receiving, sending, open))),
             None if is_empty => {}
-            None => send_body(sending, body).await?,
+            None => send_body(sending, body, is_grpc).await?,
         }
         Ok(())
     }

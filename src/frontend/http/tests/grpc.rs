@@ -149,13 +149,31 @@ fn world() -> (World, Channel, Dropped) {
         async { Ok::<_, std::convert::Infallible>(answering.await) }
     });
     tokio::spawn(tonic::transport::Server::builder().serve_with_incoming(service, incoming));
+    let channel = channel(&world);
+    (world, channel, dropped)
+}
+
+fn channel(world: &World) -> Channel {
     let stream = Mutex::new(Some(world.connect(HttpVersion::Http2)));
     let connector = service_fn(move |_| {
         let stream = stream.lock().unwrap().take();
         async { stream.map(TokioIo::new).ok_or(io::Error::from(io::ErrorKind::NotConnected)) }
     });
-    let channel = Address::from_static("http://web.localhost").connect_with_connector_lazy(connector);
-    (world, channel, dropped)
+    Address::from_static("http://web.localhost").connect_with_connector_lazy(connector)
+}
+
+/// A world whose pod lets `answer` answer each call, and then closes the connection.
+fn failing(answer: fn(h2::server::SendResponse<Bytes>)) -> World {
+    let serve = move |_, stream: DuplexStream| {
+        tokio::spawn(async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            if let Some(Ok((_, respond))) = connection.accept().await {
+                answer(respond);
+            }
+            let _ = timeout(Duration::from_millis(50), connection.accept()).await;
+        });
+    };
+    World::over(Scheme::H2c, Box::new(serve))
 }
 
 async fn client(channel: &Channel) -> Client<Channel> {
@@ -224,4 +242,40 @@ async fn a_deadline_ends_the_call_at_both_ends() {
     let ended = client(&channel).await.unary(call, path("/test.Echo/Slow"), Text).await.unwrap_err();
     assert!(matches!(ended.code(), Code::Cancelled | Code::DeadlineExceeded), "{ended}");
     dropped.wait().await;
+}
+
+#[tokio::test]
+async fn a_call_whose_server_is_lost_within_the_answer_is_unavailable() {
+    let world = failing(|mut respond| {
+        let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+        let mut body = respond.send_response(head, false).unwrap();
+        body.send_data(Bytes::from_static(b"\0\0\0\0\x05first"), false).unwrap();
+        // Dropping the body would reset the stream.
+        std::mem::forget(body);
+    });
+    let channel = channel(&world);
+    let mut client = client(&channel).await;
+    let opening = client.server_streaming(Call::new(String::new()), path("/test.Echo/Endless"), Text);
+    let mut replies = opening.await.unwrap().into_inner();
+    assert_eq!(replies.message().await.unwrap().unwrap(), "first");
+    assert_eq!(timeout(PATIENCE, replies.message()).await.unwrap().unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn a_reset_before_the_answer_is_that_of_the_server() {
+    for (answer, code) in [
+        (
+            (|mut respond| respond.send_reset(h2::Reason::CANCEL)) as fn(h2::server::SendResponse<Bytes>),
+            Code::Cancelled,
+        ),
+        (|mut respond| respond.send_reset(h2::Reason::ENHANCE_YOUR_CALM), Code::ResourceExhausted),
+        (|mut respond| respond.send_reset(h2::Reason::INADEQUATE_SECURITY), Code::PermissionDenied),
+        (|mut respond| respond.send_reset(h2::Reason::INTERNAL_ERROR), Code::Internal),
+        (|mut respond| respond.send_reset(h2::Reason::NO_ERROR), Code::Internal),
+    ] {
+        let world = failing(answer);
+        let channel = channel(&world);
+        let ended = client(&channel).await.unary(Call::new(String::new()), path("/test.Echo/Unary"), Text).await;
+        assert_eq!(ended.unwrap_err().code(), code);
+    }
 }

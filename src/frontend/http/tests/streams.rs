@@ -215,17 +215,21 @@ async fn a_client_of_http2_may_go_on_behind_the_last_answer_of_a_drain() {
 async fn an_answer_before_the_end_of_an_upload_announces_that_the_connection_closes() {
     let refuse = |request: Request<Incoming>| -> Answered {
         let is_wanted = request.uri().path() == "/wanted";
+        let status = if request.uri().path() == "/moved" { 307 } else { 413 };
         Box::pin(async move {
             if is_wanted {
                 request.into_body().collect().await.map_err(io::Error::other)?;
             }
-            Ok(Response::builder().status(413).body(body_of("")).unwrap())
+            Ok(Response::builder().status(status).body(body_of("")).unwrap())
         })
     };
     let world = World::new(Scheme::Http, refuse);
-    for (path, host, closes) in
-        [("/", "web.localhost", true), ("/wanted", "web.localhost", false), ("/", "nothing.localhost", true)]
-    {
+    for (path, host, closes) in [
+        ("/", "web.localhost", true),
+        ("/moved", "web.localhost", true),
+        ("/wanted", "web.localhost", false),
+        ("/", "nothing.localhost", true),
+    ] {
         let mut stream = world.connect(HttpVersion::Http1);
         let head = format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 300000\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
@@ -236,7 +240,7 @@ async fn an_answer_before_the_end_of_an_upload_announces_that_the_connection_clo
             answer.push(timeout(PATIENCE, stream.read_u8()).await.expect("an answer in time").unwrap());
         }
         let answer = String::from_utf8(answer).unwrap().to_ascii_lowercase();
-        assert!(answer.starts_with("http/1.1 4"), "{answer}");
+        assert!(answer.starts_with(if path == "/moved" { "http/1.1 307" } else { "http/1.1 4" }), "{answer}");
         assert_eq!(answer.contains("\r\nconnection: close\r\n"), closes, "{path} of {host}: {answer}");
     }
 }

@@ -37,6 +37,14 @@ impl RequestError {
         matches!(self, Self::Http2(error) if error.is_remote() && error.reason() == required)
     }
 
+    /// Returns the error code with which the backend has reset the request.
+    pub fn reset(&self) -> Option<h2::Reason> {
+        match self {
+            Self::Http2(error) if error.is_remote() && error.is_reset() => error.reason(),
+            _ => None,
+        }
+    }
+
     /// Returns how the stream to the pod broke. `None`: it did not.
     pub fn fault(&self) -> Option<&StreamFault> {
         let mut source: Option<&(dyn Error + 'static)> = match self {
