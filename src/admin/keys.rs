@@ -1,5 +1,7 @@
 //! Sign-in of browsers: one token per process, and single-use codes.
 
+use crate::random;
+
 use std::{
     collections::VecDeque,
     io,
@@ -7,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 
 /// Lifetime of a code.
@@ -26,7 +28,7 @@ impl Keys {
     /// # Errors
     /// The system has no random numbers.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { token: random()?, codes: Mutex::default() })
+        Ok(Self { token: key()?, codes: Mutex::default() })
     }
 
     /// Returns the token: 128 bits as 32 hexadecimal digits.
@@ -44,7 +46,7 @@ impl Keys {
     /// # Errors
     /// The system has no random numbers.
     pub fn issue(&self) -> io::Result<String> {
-        let code = random()?;
+        let code = key()?;
         let mut codes = self.codes.lock().expect("no panic while the lock is held");
         if codes.len() >= MOST_CODES {
             codes.pop_front();
@@ -68,10 +70,8 @@ impl Keys {
     }
 }
 
-fn random() -> io::Result<String> {
-    let mut bytes = [0; 16];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| io::Error::other("the system has no random numbers"))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+fn key() -> io::Result<String> {
+    Ok(HEXLOWER.encode(&random::bytes::<16>()?))
 }
 
 #[cfg(test)]

@@ -3,12 +3,14 @@
 use std::{io, net::Ipv4Addr, sync::Arc};
 
 use arc_swap::ArcSwap;
+use data_encoding::HEXLOWER;
 
 use super::{BindError, forwards::Forwards, mux};
 use crate::{
     config::{Elsewhere, ForwardProxy},
     frontend::door::{CURRENT, Door, Password},
     metrics::Metrics,
+    random,
     routing::{Router, SharedRouter},
 };
 
@@ -58,8 +60,5 @@ impl PrivateProxy {
 
 /// Returns 128 random bits in hexadecimal.
 fn password() -> io::Result<String> {
-    let random = crate::tls::provider().secure_random;
-    let mut bytes = [0; 16];
-    random.fill(&mut bytes).map_err(|_| io::Error::other("the random source failed"))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(HEXLOWER.encode(&random::bytes::<16>()?))
 }

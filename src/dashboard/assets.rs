@@ -3,6 +3,7 @@
 use std::{borrow::Cow, fs, path::PathBuf};
 
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use http::{
     HeaderMap, HeaderValue, Response, StatusCode,
     header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH},
@@ -43,7 +44,7 @@ impl Assets {
             _ => return None,
         };
         let text = self.read(name, embedded);
-        let digest: String = Sha256::digest(text.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let digest = HEXLOWER.encode(&Sha256::digest(text.as_bytes())[..8]);
         let tag = HeaderValue::try_from(format!("\"{digest}\"")).expect("hexadecimal digits are a header's value");
         let has_it = request.get_all(IF_NONE_MATCH).iter().any(|given| {
             given.to_str().is_ok_and(|given| given.split(',').any(|each| each.trim().trim_start_matches("W/") == tag))

@@ -10,6 +10,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use data_encoding::HEXLOWER;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PublicKeyData, SanType};
 use rustls::{
     ServerConfig,
@@ -51,7 +52,7 @@ impl Tokens {
         let token = || {
             let key = KeyPair::generate().map_err(io::Error::other)?;
             let digest = Sha256::digest(key.der_bytes());
-            Ok::<_, io::Error>(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+            Ok::<_, io::Error>(HEXLOWER.encode(&digest))
         };
         Ok(Self { demo: token()?, nobody: token()? })
     }

@@ -3,6 +3,7 @@
 use std::{convert::Infallible, io, time::Duration};
 
 use bytes::{Bytes, BytesMut};
+use data_encoding::HEXLOWER;
 use futures::StreamExt;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
@@ -201,7 +202,7 @@ async fn upload(mut body: Incoming) -> Response<Body> {
             count += data.len() as u64;
         }
     }
-    let digest: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = HEXLOWER.encode(&hash.finalize());
     whole("application/json", format!("{}\n", serde_json::json!({"bytes": count, "sha256": digest})))
 }
 

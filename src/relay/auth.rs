@@ -2,14 +2,14 @@
 
 use std::{fmt, fs, io, ops::RangeInclusive, path::Path};
 
-use aws_lc_rs::{
-    hmac::{self, HMAC_SHA256},
-    rand::{SecureRandom, SystemRandom},
-};
+use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
 use super::expose::authorize::is_pattern;
-use crate::wire::relay::{Digest, Token};
+use crate::{
+    random,
+    wire::relay::{Digest, Token},
+};
 
 /// Environment variable with the secret, for a relay without a key file.
 pub const SECRET: &str = "ADIT_SECRET";
@@ -180,22 +180,12 @@ pub fn parse_ports(text: &str) -> Option<RangeInclusive<u16>> {
     (first > 0 && first <= last).then_some(first..=last)
 }
 
-/// Returns random bytes.
-///
-/// # Errors
-/// Fails if the system returns none.
-pub fn random<const N: usize>() -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| io::Error::other("the system gives no random numbers"))?;
-    Ok(bytes)
-}
-
 /// Returns a new secret: 256 random bits in URL-safe Base64.
 ///
 /// # Errors
 /// Fails if the system returns no random numbers.
 pub fn new_secret() -> io::Result<String> {
-    Ok(BASE64_URL_SAFE_NO_PAD.encode(random::<32>()?))
+    Ok(BASE64_URL_SAFE_NO_PAD.encode(random::bytes::<32>()?))
 }
 
 /// End that proves the secret. The proof of one end is not valid for the other.
@@ -267,7 +257,7 @@ fn verify(secret: &str, message: &[u8], proof: &Digest) -> bool {
 /// Compares two secrets in constant time.
 pub fn is_same(a: &[u8], b: &[u8]) -> bool {
     // With a random key, equal tags mean equal messages.
-    let Ok(key) = random::<32>() else { return false };
+    let Ok(key) = random::bytes::<32>() else { return false };
     let key = hmac::Key::new(HMAC_SHA256, &key);
     hmac::verify(&key, b, hmac::sign(&key, a).as_ref()).is_ok()
 }

@@ -24,13 +24,14 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    auth::{self, Role, Transcript},
+    auth::{Role, Transcript},
     conversation::{self, DEAD, HEARTBEAT, Over, Reader, STEP},
     tls::{self, Trust},
 };
 use crate::{
     drain::Drain,
     io::{BoxedIo, accept::Limits, dial, read_ahead::ReadAhead},
+    random,
     wire::relay::{Frame, Kind, Token},
 };
 
@@ -288,7 +289,7 @@ impl Client {
         let exporter = tls::exporter(tls.get_ref().1)?;
         let wanted = self.options.tunnels.first().map_or(0, |tunnel| tunnel.port);
         let port = first.map(|given| given.port).filter(|port| *port != 0).unwrap_or(wanted);
-        let (nonce, key) = (auth::random()?, self.options.key.clone());
+        let (nonce, key) = (random::bytes()?, self.options.key.clone());
         conversation::send(tls, &[Frame::Hello { version: 2, nonce, port, key: key.clone() }]).await?;
         let server = match conversation::step(tls).await? {
             Frame::Challenge { nonce } => nonce,

@@ -10,10 +10,10 @@ use std::{
 use tokio::net::TcpListener;
 
 use super::{
-    auth::{self, Key},
+    auth::Key,
     reservations::{Public, Reservations, Reserved},
 };
-use crate::{io::accept, wire::relay::Token};
+use crate::{io::accept, random, wire::relay::Token};
 
 /// How many ports to try before the error that none is free.
 const TRIES: usize = 256;
@@ -81,7 +81,7 @@ impl Ports {
                 }
             })
         };
-        let start = u64::from_be_bytes(auth::random()?) as usize;
+        let start = u64::from_be_bytes(random::bytes()?) as usize;
         for offset in 0..TRIES.min(all) {
             // 7919 is a prime. The tried ports are spread over the range, and are distinct unless its size is a multiple
             // of 7919.

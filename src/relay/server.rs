@@ -42,7 +42,7 @@ use self::{
     visitors::{Pending, StreamName},
 };
 use super::{
-    auth::{self, Key},
+    auth::Key,
     conversation::{self, DEAD, HEARTBEAT, Over, Reader},
     expose::ServiceName,
     personal::{Parted, SharedPort},
@@ -52,6 +52,7 @@ use super::{
 use crate::{
     drain::Drain,
     io::accept::{self, Admission, Names, Place},
+    random,
     wire::relay::{Frame, Kind, Token},
 };
 
@@ -212,7 +213,7 @@ impl Server {
         is_v1: bool,
     ) -> io::Result<(Arc<Session>, mpsc::Receiver<Frame>)> {
         let (frames_tx, frames) = mpsc::channel(MOST_FRAMES);
-        let token = auth::random()?;
+        let token = random::bytes()?;
         let session = Arc::new(Session {
             token,
             key,

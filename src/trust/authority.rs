@@ -14,6 +14,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use data_encoding::HEXLOWER;
 use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DnType, GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     NameConstraints,
@@ -346,7 +347,7 @@ fn broken(file: &Path, error: impl std::fmt::Display) -> io::Error {
 
 /// Returns the SHA-256 of a certificate in hexadecimal.
 pub fn fingerprint(certificate: &[u8]) -> String {
-    Sha256::digest(certificate).iter().map(|byte| format!("{byte:02x}")).collect()
+    HEXLOWER.encode(&Sha256::digest(certificate))
 }
 
 /// Returns `localhost` and all `names`, without those that lie below another one.

@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use data_encoding::HEXLOWER;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use sha2::{Digest, Sha256};
 
@@ -118,7 +119,7 @@ fn name(sources: &BTreeSet<PathBuf>) -> String {
         digest.update(source.as_os_str().as_encoded_bytes());
         digest.update(b"\0");
     }
-    let digits: String = digest.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let digits = HEXLOWER.encode(&digest.finalize()[..6]);
     format!("{}-{digits}{}", BUNDLE.0, BUNDLE.1)
 }
 

@@ -51,6 +51,10 @@ impl Streams {
         self.lock().cells.remove(&number);
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.lock().cells.is_empty()
+    }
+
     /// Ends all streams, including any that are added later.
     pub fn end(&self) {
         let cells = {

@@ -423,7 +423,13 @@ async fn while_failed(tunnel: &Tunnel, retry_at: Instant, drain: &Drain) -> Even
         () = async { sleep_until(forget_at).await; closed_unused(tunnel).await } => Event::Unused,
         () = tunnel.reconnect.notified() => Event::Reconnect,
         () = tunnel.stop.cancelled() => Event::Stopped,
-        // Streams of the lost session go on: a relay's client that is told of the drain leaves, and its visitors stay.
-        () = async { drain.started().await; closed_unused(tunnel).await } => Event::Stopped,
+        // Streams of the lost session go on: a relay's client that is told of the drain leaves, and its visitors stay. Who only
+        // waits for a session is told at once.
+        () = async {
+            drain.started().await;
+            if !tunnel.streams.is_empty() {
+                closed_unused(tunnel).await;
+            }
+        } => Event::Stopped,
     }
 }

@@ -13,6 +13,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("drain", &[]),
     ("atomic_file", &[]),
     ("error_code", &[]),
+    ("random", &[]),
     ("secrets", &[]),
     ("journal", &["secrets"]),
     ("metrics", &[]),
@@ -24,13 +25,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("dns", &["atomic_file"]),
     ("config", &["secrets", "wire", "tls"]),
     ("routing", &["secrets", "wire", "config", "error_code"]),
-    ("k8s", &["atomic_file", "secrets", "config", "routing", "io", "wire", "telemetry", "tls", "error_code"]),
+    ("k8s", &["atomic_file", "random", "secrets", "config", "routing", "io", "wire", "telemetry", "tls", "error_code"]),
     ("backend", &["secrets", "io", "drain", "wire", "config", "routing", "k8s", "telemetry", "error_code"]),
     ("tunnel", &["io", "drain", "journal", "config", "routing", "backend", "error_code"]),
     ("guard", &["io", "wire"]),
     (
         "frontend",
         &[
+            "random",
             "io",
             "wire",
             "journal",
@@ -47,11 +49,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("listener", &["io", "wire", "config", "routing", "frontend", "metrics", "drain", "error_code"]),
-    ("admin", &["io", "journal", "telemetry", "config", "routing", "k8s", "tunnel", "guard", "metrics", "drain"]),
+    (
+        "admin",
+        &["random", "io", "journal", "telemetry", "config", "routing", "k8s", "tunnel", "guard", "metrics", "drain"],
+    ),
     ("dashboard", &["html", "config", "frontend", "admin"]),
     (
         "relay",
         &[
+            "random",
             "io",
             "wire",
             "config",

@@ -283,7 +283,7 @@ async fn a_relay_that_takes_any_proof_and_has_no_secret_gets_no_more_than_that()
     };
     let running = client::run(move || Ok(options.clone()), Refusals::End, Drain::new(), |_| {});
     let ended = timeout(PATIENCE, running).await.expect("soon").unwrap_err().to_string();
-    assert!(ended.contains("does not have our secret: wrong relay, or a man in the middle"), "{ended}");
+    assert!(ended.contains("does not have the secret: wrong relay, or a man in the middle"), "{ended}");
     posing.await.unwrap();
 }
 

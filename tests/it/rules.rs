@@ -135,7 +135,7 @@ async fn a_context_takes_only_the_methods_that_it_lists_until_it_is_unlocked() {
     );
     assert_eq!(visit.post("/api/v1/contexts/prod/unlock", "{\"seconds\": 900}").await.status, 404, "not by a page");
     let (is_ok, said, error) = process.command(&["unlock", "prod", "--for", "15m"]).await;
-    assert!(is_ok && said == "context demo takes every method for 15 min\n", "{said}{error}");
+    assert!(is_ok && said == "context demo allows every method for 15 min\n", "{said}{error}");
     assert_eq!(contexts().await["unlocked_minutes"], 15);
     assert_eq!(send(&process, "POST /upload", host, &[], "x").await.status, 200);
     assert_eq!(http2(&process, "POST", host, "/upload").await.0, 200);
@@ -156,7 +156,7 @@ async fn a_page_of_one_service_writes_to_another_only_by_a_line_of_the_configura
     assert_eq!(own.status, 200, "its own");
     let refused = send(&process, "POST /upload", "80.tools.shop.localhost", &lines, "x").await;
     assert_eq!((refused.status, refused.header("x-adit-error")), (403, Some("foreign-origin")), "{}", refused.body);
-    let line = refused.body.lines().find(|line| line.starts_with("80.tools.shop.localhost: ")).expect("the line");
+    let line = refused.body.lines().find(|line| line.starts_with("\"80.tools.shop.localhost\": ")).expect("the line");
     fs::write(process.config(), format!("http:\n  k8s:\n    routes:\n      {line}\n")).unwrap();
     process.logs("config reloaded").await;
     let allowed = send(&process, "POST /upload", "80.tools.shop.localhost", &lines, "x").await;

@@ -253,7 +253,7 @@ async fn an_external_name_of_this_cluster_is_followed() {
     put_service(&app.demo, "data", "a", external("b.data.svc.cluster.local"));
     put_service(&app.demo, "data", "b", external("a.data.svc.cluster.local"));
     let error = resolved(&app.demo, "data", service("a"), PortRef::Auto).await.unwrap_err();
-    assert!(error.to_string().contains("in a circle"), "{error}");
+    assert!(error.to_string().contains("is a loop"), "{error}");
     let error = resolved(&app.demo, "shop", service("payments"), PortRef::Auto).await.unwrap_err();
     assert!(error.to_string().contains("ExternalName for api.example.com"), "{error}");
     app.finish().await;

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use data_encoding::HEXLOWER;
 use rustix::{
     fs::{FlockOperation, fcntl_lock},
     process::{Flock, FlockType, Signal, fcntl_getlk, kill_process},
@@ -98,7 +99,7 @@ pub fn start_keeper(file: &Path) -> Result<(), CliError> {
 /// The lock cannot be created, or the keeper before does not end.
 async fn only_keeper(running: &Running, file: &Path) -> io::Result<File> {
     let digest = Sha256::digest(target(file).as_os_str().as_bytes());
-    let id: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let id = HEXLOWER.encode(&digest[..8]);
     let path = running.socket.with_file_name(format!("env-{id}.lock"));
     let lock = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
     for _ in 0..MOST_TRIES {

@@ -26,6 +26,7 @@ use crate::{
         objects::Pod,
         pods,
     },
+    random,
     relay::{
         auth::{self, Key},
         client::{Dial, Purpose},
@@ -85,7 +86,7 @@ pub async fn find(
     let holder = holder.and_then(|(namespace, pod)| Some((namespace.parse().ok()?, pod.parse().ok()?)));
     let of = |wanted: Option<&(Namespace, Subdomain)>| relays.iter().position(|relay| Some(&relay.target) == wanted);
     let same = of(holder.as_ref()).or_else(|| of(before));
-    let any = || usize::from(auth::random::<1>().map_or(0, |[byte]| byte)) % relays.len();
+    let any = || usize::from(random::bytes::<1>().map_or(0, |[byte]| byte)) % relays.len();
     Ok(Some(relays.swap_remove(same.unwrap_or_else(any))))
 }
 

@@ -22,7 +22,7 @@ use rustls::{
 };
 use tracing::{info, warn};
 
-use crate::trust;
+use crate::{random, trust};
 
 /// Validity of a certificate, and how long before its end adit mints another one.
 const VALID: Duration = Duration::from_secs(24 * 60 * 60);
@@ -196,9 +196,7 @@ impl Authority {
 /// Returns a random serial number: 16 bytes, positive (RFC 5280, section 4.1.2.2). The default is a digest of the key, which all
 /// leaves share, and Firefox rejects two certificates with the same issuer and serial number.
 fn serial() -> Result<SerialNumber, MintError> {
-    let random = crate::tls::provider().secure_random;
-    let mut bytes = [0; 16];
-    random.fill(&mut bytes).map_err(|_| "the system gives no random numbers")?;
+    let mut bytes = random::bytes::<16>()?;
     bytes[0] = bytes[0] & 0x7f | 0x40;
     Ok(SerialNumber::from_slice(&bytes))
 }

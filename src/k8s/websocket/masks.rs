@@ -1,5 +1,7 @@
 //! Masking keys of a client.
 
+use crate::random;
+
 /// Masking keys. Without them, a client's bytes could look like requests to a proxy that does not know WebSocket (RFC
 /// 6455, section 10.3). Within TLS no proxy sees them, so a mixer with a random seed is enough.
 pub struct Masks([u8; 8]);
@@ -23,11 +25,5 @@ impl Masks {
 
 /// Returns unpredictable bytes, as RFC 6455 requires for nonces and masks.
 pub fn random_bytes<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    // This fails only on a system without a random source, on which TLS fails too.
-    rustls::crypto::aws_lc_rs::default_provider()
-        .secure_random
-        .fill(&mut bytes)
-        .expect("TLS has used the same source before");
-    bytes
+    random::bytes().expect("TLS has used the same source before")
 }

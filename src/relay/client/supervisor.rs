@@ -10,7 +10,7 @@ use tokio::{sync::mpsc, time::sleep};
 use tracing::{info, warn};
 
 use super::{Client, Ended, Fatal, Given, LocalEnd, Open, Options, tls};
-use crate::{drain::Drain, relay::auth};
+use crate::{drain::Drain, random};
 
 /// Pause between two attempts to reach the relay.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -66,7 +66,7 @@ pub async fn run(
             pause = FIRST_PAUSE;
         }
         // With the jitter, clients of one relay do not all reconnect at the same moment.
-        let jitter = f64::from(auth::random::<1>().map_or(128, |[byte]| byte)) / 255.0;
+        let jitter = f64::from(random::bytes::<1>().map_or(128, |[byte]| byte)) / 255.0;
         let again_in = Duration::from_millis(100 * (pause.mul_f64(0.75 + jitter / 2.0).as_millis() as u64 / 100));
         let reason = match ended {
             Ended::Drained => return Ok(()),

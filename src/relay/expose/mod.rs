@@ -23,6 +23,9 @@
 //!
 //! A relay has no memory of its own. The patch that changes an object also saves its original in the object.
 
+use crate::random;
+use data_encoding::HEXLOWER;
+
 pub mod authorize;
 pub mod claim;
 pub mod condition;
@@ -43,7 +46,6 @@ use serde_json::Value;
 
 pub use self::claim::{Claim, ClaimError, Exposer, PodAddress, Pods};
 use self::condition::{Condition, ConditionError};
-use super::auth;
 
 /// Maximum length of an invalid name in an error, in characters.
 const LONGEST_SHOWN: usize = 200;
@@ -237,8 +239,7 @@ impl Relay {
 /// # Errors
 /// Fails if the system returns no random numbers.
 pub fn start() -> io::Result<String> {
-    let random = auth::random::<4>()?;
-    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(HEXLOWER.encode(&random::bytes::<4>()?))
 }
 
 fn text(value: &Value) -> &str {

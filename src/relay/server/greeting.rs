@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     io::{accept::Place, read_ahead::ReadAhead},
+    random,
     relay::{
         auth::{self, Role, Transcript},
         conversation::{self, HEARTBEAT, Over},
@@ -60,7 +61,7 @@ impl Server {
         match conversation::step(&mut tls).await? {
             Frame::Hello { version: 2, nonce, port, key } => {
                 let known = self.keys.load().iter().find(|known| known.name == key).cloned();
-                let transcript = Transcript { key, port, client: nonce, server: auth::random()?, exporter };
+                let transcript = Transcript { key, port, client: nonce, server: random::bytes()?, exporter };
                 // The relay must not send anything that depends on the secret before the client has proven it. Otherwise
                 // anyone who knows the name of a key gets an HMAC for an offline attack on the secret.
                 conversation::send(&mut tls, &[Frame::Challenge { nonce: transcript.server }]).await?;

@@ -21,7 +21,8 @@ use tokio_rustls::server::TlsStream;
 use super::{Session, demand::Demand, refused::VisitorError};
 use crate::{
     io::{BoxedIo, Io, read_ahead::ReadAhead},
-    relay::{auth, carrier::Carrier, conversation},
+    random,
+    relay::{carrier::Carrier, conversation},
     wire::relay::{Frame, Token},
 };
 
@@ -156,7 +157,7 @@ impl Session {
         ready.asked.retain(|_, since| now.duration_since(*since) < LONGEST_PREPARED);
         let wanted = ready.demand.wanted(now).min(MOST);
         for _ in self.idle.count() + ready.asked.len()..wanted {
-            let Ok(stream) = auth::random() else { return };
+            let Ok(stream) = random::bytes() else { return };
             if self.frames.try_send(Frame::Prepare { stream }).is_err() {
                 return;
             }

@@ -24,8 +24,8 @@ use tracing::info;
 use super::{Opening, PublicOrigin, Server, Session, State, quotas::Quota, refused::TunnelError, usage::Usage};
 use crate::{
     config::names::{host_header, is_label},
+    random,
     relay::{
-        auth,
         expose::{Claim, ExposeRequest, Pods},
         personal::{LINGER, Passage, Seat, SharedPort},
         ports::PortError,
@@ -305,7 +305,7 @@ async fn answers(session: &Session) -> bool {
         return true;
     }
     // A random cookie: frames that were in flight when the client died do not count as an answer.
-    let Ok(cookie) = auth::random().map(u64::from_be_bytes) else { return true };
+    let Ok(cookie) = random::bytes().map(u64::from_be_bytes) else { return true };
     let mut answered = session.answered.subscribe();
     // If the queue is full, the client does not read.
     if session.frames.try_send(Frame::Ping { cookie }).is_err() {

@@ -30,8 +30,8 @@ use crate::{
         held::Held,
         splice::splice,
     },
+    random,
     relay::{
-        auth,
         conversation::{self, Over},
         personal::Passage,
         reservations::Awaited,
@@ -193,7 +193,7 @@ impl Server {
             let stream = new_uuid()?;
             (StreamName::V1(stream), Frame::Connect { stream })
         } else {
-            let stream = auth::random()?;
+            let stream = random::bytes()?;
             (StreamName::V2(stream), Frame::Incoming { tunnel: tunnel.id, stream, peer: peer.to_string() })
         };
         let (to, from) = oneshot::channel();
@@ -268,7 +268,7 @@ impl Drop for Forgotten<'_> {
 
 /// Returns a random UUID (version 4; RFC 9562, section 5.4) as text.
 fn new_uuid() -> io::Result<Uuid> {
-    let mut bytes: Token = auth::random()?;
+    let mut bytes: Token = random::bytes()?;
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let mut text = [b'-'; 36];

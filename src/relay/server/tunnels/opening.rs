@@ -1,5 +1,7 @@
 //! How a tunnel opens: what its client may have, the public port, name or Service, and the old tunnel of a client that returns.
 
+use crate::random;
+
 use super::*;
 
 /// The Service's claim and part that the old tunnel of a returning client had. Dropping it gives back the claim, if no new one
@@ -83,7 +85,7 @@ impl Server {
             (_, Some(asked)) => asked.to_string(),
             (_, None) => String::new(),
         };
-        let resume = auth::random()?;
+        let resume = random::bytes()?;
         let tunnel = self.register(session, &entrance, |number| {
             let condition = asked.as_ref().and_then(|asked| asked.condition.as_ref());
             let seat = match &entrance {
@@ -376,7 +378,7 @@ impl Server {
         }
         let name = match name.is_empty() {
             true => {
-                let random = auth::random::<5>()?;
+                let random = random::bytes::<5>()?;
                 random
                     .iter()
                     .map(|byte| char::from(b"abcdefghijkmnpqrstuvwxyz23456789"[usize::from(byte % 32)]))
