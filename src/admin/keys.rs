@@ -1,7 +1,5 @@
 //! Sign-in of browsers: one token per process, and single-use codes.
 
-use crate::random;
-
 use std::{
     collections::VecDeque,
     io,
@@ -11,6 +9,8 @@ use std::{
 
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
+
+use crate::random;
 
 /// Lifetime of a code.
 const GOOD_FOR: Duration = Duration::from_secs(60);

@@ -23,9 +23,6 @@
 //!
 //! A relay has no memory of its own. The patch that changes an object also saves its original in the object.
 
-use crate::random;
-use data_encoding::HEXLOWER;
-
 pub mod authorize;
 pub mod claim;
 pub mod condition;
@@ -42,10 +39,12 @@ mod sweep;
 
 use std::{env, fmt, io, net::IpAddr};
 
+use data_encoding::HEXLOWER;
 use serde_json::Value;
 
 pub use self::claim::{Claim, ClaimError, Exposer, PodAddress, Pods};
 use self::condition::{Condition, ConditionError};
+use crate::random;
 
 /// Maximum length of an invalid name in an error, in characters.
 const LONGEST_SHOWN: usize = 200;
