@@ -26,7 +26,7 @@ pub struct LimitArgs {
     #[arg(long, value_name = "COUNT", default_value_t = 8192, value_parser = at_least_one)]
     max_connections: usize,
     /// Maximum connections of visitors per address, or per /64 for IPv6; raise it behind a reverse proxy
-    #[arg(long, value_name = "COUNT", default_value_t = 256, value_parser = at_least_one)]
+    #[arg(long, value_name = "COUNT", default_value_t = 1024, value_parser = at_least_one)]
     max_connections_per_address: usize,
     /// Time for the first byte of a connection, and for a TLS handshake
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]

@@ -11,8 +11,8 @@ pub struct Limits {
     /// on a relay.
     pub connections: Option<usize>,
     /// Maximum number of connections from one address, or with IPv6 from one /64, which is what one customer gets.
-    /// `None`: no limit. Default: `None` on a laptop, whose clients all have the address 127.0.0.1, and 256 on a
-    /// relay: a quarter of the streams that a tunnel has.
+    /// `None`: no limit. Default: `None` on a laptop, whose clients all have the address 127.0.0.1, and 1,024 on a
+    /// relay.
     pub per_address: Option<usize>,
     /// Time from the accept to the first byte, and from there to the end of the TLS handshake or the HTTP/2 preface.
     /// Browsers open connections that they may never use. Default: 10 s.
@@ -67,7 +67,7 @@ impl Limits {
     pub fn of_relay() -> Self {
         Self {
             connections: Some(8192),
-            per_address: Some(256),
+            per_address: Some(1024),
             body: Duration::from_secs(60),
             window: 32 << 20,
             short_frames: 64 << 20,

@@ -98,10 +98,4 @@ mod tests {
         );
         assert!(of("ftp").is_err() && of("http:0").is_err() && of("https://a").is_err());
     }
-
-    #[test]
-    fn one_address_cannot_take_all_streams_of_a_tunnel() {
-        let Limits { accepted, streams_per_tunnel, .. } = Limits::default();
-        assert!(accepted.per_address.is_some_and(|most| most <= streams_per_tunnel / 4));
-    }
 }
