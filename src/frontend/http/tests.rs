@@ -161,7 +161,6 @@ struct World {
     tunnels: Manager,
     pod: Arc<Pod>,
     drain: Drain,
-    place: Place,
 }
 
 impl World {
@@ -201,13 +200,7 @@ impl World {
         let drain = Drain::new();
         let tunnels = Manager::new(Arc::new(Shared(pod.clone())), drain.clone());
         let router = Arc::new(arc_swap::ArcSwap::from_pointee(router));
-        Self {
-            front: HttpFrontend::new(router, tunnels.clone(), Arc::default(), drain.clone()),
-            tunnels,
-            pod,
-            drain,
-            place: Place::uncounted(),
-        }
+        Self { front: HttpFrontend::new(router, tunnels.clone(), Arc::default(), drain.clone()), tunnels, pod, drain }
     }
 
     /// Returns the client's end of a connection to the frontend.
@@ -226,7 +219,7 @@ impl World {
             local: address,
             dialled: address,
             socket: ClientSocket::UNKNOWN,
-            place: self.place.clone(),
+            place: Place::uncounted(),
             door: Door::Open,
         });
         self.drain.spawn(self.front.clone().serve(stream, version, connection, false, self.drain.clone()));

@@ -97,9 +97,7 @@ async fn a_head_that_comes_within_its_time_passes() {
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_stalls_is_an_error() {
-    let (mut client, server) = duplex(1 << 16);
-    client.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx").await.unwrap();
-    let body = Normaliser::new(server, Gate::new(&Limits::of_relay())).read_to_end(&mut Vec::new()).await;
+    let body = passed_slowly(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx").await;
     assert_eq!(body.unwrap_err().kind(), io::ErrorKind::TimedOut);
 }
 
@@ -148,6 +146,14 @@ async fn an_idle_connection_ends_a_minute_after_its_last_answer() {
     assert_eq!(count, 0);
     assert!((idle..idle + Duration::from_secs(1)).contains(&(ended - answered)), "{:?}", ended - answered);
     drop(client);
+}
+
+async fn passed_slowly(sent: &[u8]) -> io::Result<Vec<u8>> {
+    let (mut client, server) = duplex(1 << 16);
+    client.write_all(sent).await?;
+    let mut passed = Vec::new();
+    Normaliser::new(server, Arc::default()).read_to_end(&mut passed).await?;
+    Ok(passed)
 }
 
 #[tokio::test(start_paused = true)]

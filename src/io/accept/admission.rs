@@ -176,12 +176,7 @@ struct Entry {
 impl Place {
     /// Returns a place that is not counted, with the limits of a laptop.
     pub fn uncounted() -> Self {
-        Self::with(Limits::default())
-    }
-
-    /// Returns a place that is not counted.
-    pub fn with(limits: Limits) -> Self {
-        Self { admission: Admission::new(limits, Names::default()), entry: None }
+        Self { admission: Admission::new(Limits::default(), Names::default()), entry: None }
     }
 
     pub fn limits(&self) -> &Limits {

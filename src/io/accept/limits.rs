@@ -23,8 +23,7 @@ pub struct Limits {
     /// Time from an answer to the next request. Browsers keep unused connections for minutes, and open new ones if
     /// these are closed. Default: 60 s.
     pub idle: Duration,
-    /// Time without a byte of a request's body. Default: a day on a laptop, where a pipe may feed an upload, and 60 s on a
-    /// relay.
+    /// Time without a byte of a request's body. Default: 60 s.
     pub body: Duration,
     /// Window of an HTTP/2 connection, in bytes: the uploads of all its streams that may wait for their backends, of which a
     /// stream has at most 1 MiB. Default: 250 MiB on a laptop, as much as 250 streams can have, and 32 MiB on a relay.
@@ -52,7 +51,7 @@ impl Default for Limits {
             first_byte: Duration::from_secs(10),
             head: Duration::from_secs(30),
             idle: Duration::from_secs(60),
-            body: Duration::from_secs(24 * 60 * 60),
+            body: Duration::from_secs(60),
             window: 250 << 20,
             short_frames: usize::MAX,
             ping: Duration::from_secs(30),
@@ -68,7 +67,6 @@ impl Limits {
         Self {
             connections: Some(8192),
             per_address: Some(1024),
-            body: Duration::from_secs(60),
             window: 32 << 20,
             short_frames: 64 << 20,
             ..Self::default()
