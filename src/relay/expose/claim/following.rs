@@ -52,7 +52,8 @@ impl Following {
     pub(super) async fn run(mut self) {
         loop {
             let claims = self.claims.borrow_and_update().clone();
-            if self.exposer.drain.is_draining() {
+            let is_draining = self.exposer.drain.is_draining();
+            if is_draining {
                 // On a drain, held claims end without a reason: their clients reconnect to another relay.
                 for asked in claims.values() {
                     match asked.is_held() {
@@ -93,7 +94,7 @@ impl Following {
                 }
                 Err(failure) => self.failed(failure, &working, next).await,
             };
-            self.wait(wait).await;
+            self.wait(wait, is_draining).await;
         }
     }
 
@@ -256,8 +257,9 @@ impl Following {
         pause
     }
 
-    /// Waits for `pause`, or until the claims or the Service change.
-    async fn wait(&mut self, pause: Duration) {
+    /// Waits for `pause`, or until the claims or the Service change, or a drain starts. `is_draining`: the last step knew of the
+    /// drain. One that has started since then must not wait for the next renewal.
+    async fn wait(&mut self, pause: Duration, is_draining: bool) {
         self.look();
         let until = Instant::now() + pause;
         let changed = async {
@@ -268,7 +270,7 @@ impl Following {
             sleep(SETTLING).await;
         };
         let draining = async {
-            match self.exposer.drain.is_draining() {
+            match is_draining {
                 true => std::future::pending().await,
                 false => self.exposer.drain.started().await,
             }
