@@ -148,7 +148,17 @@ impl Exec {
         let placement = Placement::new(&way.pod.name);
         let closed = watch::Sender::new(None);
         let drain = self.drain.clone();
-        Ok(JumpSession { way, program, endpoint, placement, has_others, closed, gauges: Arc::default(), drain })
+        Ok(JumpSession {
+            way,
+            program,
+            endpoint,
+            placement,
+            has_others,
+            answers: AtomicUsize::new(0),
+            closed,
+            gauges: Arc::default(),
+            drain,
+        })
     }
 }
 
@@ -312,6 +322,8 @@ struct JumpSession {
     placement: Placement,
     /// Whether another pod would do as well.
     has_others: bool,
+    /// Number of execs that were answered.
+    answers: AtomicUsize,
     closed: watch::Sender<Option<CloseReason>>,
     gauges: Arc<SessionGauges>,
     drain: Drain,
@@ -326,14 +338,21 @@ impl JumpSession {
         if self.way.cluster.replaced().is_cancelled() {
             return Err(ConnectError::Over(self.replaced()));
         }
-        let mut unanswered = Unanswered { session: self, since: Some(Instant::now()) };
+        let mut unanswered = Unanswered { session: self, since: Some(Instant::now()), answers: self.answers() };
         let command = self.program.command(&self.way.jump.target);
-        let executed = self.way.exec(&command);
-        let executed = match self.has_others {
-            true => self.way.cluster.within(SLOW_EXEC, executed).await,
-            false => Some(executed.await),
+        let mut executed = std::pin::pin!(self.way.exec(&command));
+        let executed = loop {
+            if !self.has_others {
+                break executed.await;
+            }
+            match self.way.cluster.within(SLOW_EXEC, executed.as_mut()).await {
+                Some(executed) => break executed,
+                None if unanswered.is_dead() => return Err(ConnectError::Over(unanswered.reason())),
+                // A node with much to do answers others meanwhile.
+                None => unanswered.answers = self.answers(),
+            }
         };
-        let Some(executed) = executed else { return Err(ConnectError::Over(unanswered.reason())) };
+        self.answers.fetch_add(1, Ordering::Relaxed);
         unanswered.since = None;
         match executed {
             Ok(mut stream) => {
@@ -372,6 +391,10 @@ impl JumpSession {
         }
     }
 
+    fn answers(&self) -> usize {
+        self.answers.load(Ordering::Relaxed)
+    }
+
     /// Takes no new streams from now on.
     fn close(&self, reason: CloseReason) -> CloseReason {
         self.placement.leave();
@@ -386,9 +409,16 @@ struct Unanswered<'a> {
     session: &'a JumpSession,
     /// `None`: there is an answer.
     since: Option<Instant>,
+    /// Number of answers to the session's execs at the last look.
+    answers: usize,
 }
 
 impl Unanswered<'_> {
+    /// Returns whether the pod has answered no other exec since the last look either.
+    fn is_dead(&self) -> bool {
+        self.session.answers() == self.answers
+    }
+
     fn reason(&self) -> CloseReason {
         let seconds = self.since.map_or(0, |since| since.elapsed().as_secs());
         let pod = &self.session.way.pod.name;
@@ -399,7 +429,7 @@ impl Unanswered<'_> {
 impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
         // A client that leaves sooner says nothing about the pod.
-        if self.since.is_some_and(|since| since.elapsed() >= SLOW_EXEC) {
+        if self.since.is_some_and(|since| since.elapsed() >= SLOW_EXEC) && self.is_dead() {
             self.session.close(self.reason());
         }
     }
