@@ -24,7 +24,7 @@ const WORDS: [&str; 17] = [
 /// Names without such a word: signatures in URLs of Azure, AWS and Google Cloud.
 const NAMES: [&str; 3] = ["sig", "xamzsignature", "xgoogsignature"];
 
-/// Names with such a word that say where something is.
+/// Names with such a word whose values are folders.
 const PLACES: [&str; 2] = ["pwd", "oldpwd"];
 
 /// Returns whether the value of a header, parameter, variable, option or key of this name is a secret.

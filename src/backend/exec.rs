@@ -348,7 +348,7 @@ impl JumpSession {
             match self.way.cluster.within(SLOW_EXEC, executed.as_mut()).await {
                 Some(executed) => break executed,
                 None if unanswered.is_dead() => return Err(ConnectError::Over(unanswered.reason())),
-                // A node with much to do answers others meanwhile.
+                // A busy node answers other execs meanwhile.
                 None => unanswered.answers = self.answers(),
             }
         };
@@ -403,8 +403,8 @@ impl JumpSession {
     }
 }
 
-/// An exec without an answer yet. Its caller drops it at the end of its time: the session then closes, so that the next
-/// caller gets another pod, or the reason.
+/// An exec that waits for its answer. If its caller gives up, and the pod answers no other exec either, the session closes, so
+/// that the next caller gets another pod.
 struct Unanswered<'a> {
     session: &'a JumpSession,
     /// `None`: there is an answer.
@@ -428,7 +428,7 @@ impl Unanswered<'_> {
 
 impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
-        // A client that leaves sooner says nothing about the pod.
+        // If the client leaves sooner, the pod may still be fine.
         if self.since.is_some_and(|since| since.elapsed() >= SLOW_EXEC) && self.is_dead() {
             self.session.close(self.reason());
         }

@@ -27,9 +27,9 @@ const ASKS: &str = "_ADIT_COMPLETE";
 /// Index of the word to complete, for bash.
 const INDEX: &str = "_ADIT_COMPLETE_INDEX";
 
-/// bash splits words at these characters too, and replaces only the part behind the last one (COMP_WORDBREAKS, bash(1)). So words
-/// are joined before they are completed, and completions lose what is there already. clap_complete's own script does neither:
-/// `--to db=postgres.shop` has both.
+/// Script for bash. bash also splits words at `=` and `:`, and replaces only the part after the last of them (COMP_WORDBREAKS,
+/// bash(1)). So adit joins the parts of a word, and prints its completions without the part that bash keeps. The script of
+/// clap_complete does neither, so `--to db=postgres.shop` would fail.
 const BASH: &str = r#"_adit() {
     local IFS=$'\n'
     COMPREPLY=( $(ASKS=bash INDEX=$COMP_CWORD adit -- "${COMP_WORDS[@]}" 2>/dev/null) )

@@ -203,7 +203,7 @@ pub fn restart(pid: u32) -> Option<String> {
     }
 }
 
-/// Does the same for the control groups of a process (cgroups(7)): systemd gives each unit one with its name.
+/// Returns the command for a process in these control groups (cgroups(7)): systemd gives each unit one with its name.
 fn of_cgroup(groups: &str) -> Option<String> {
     let unit = format!("/{}", systemd::SERVICE_UNIT);
     let group = groups.lines().find(|line| line.ends_with(&unit))?;

@@ -46,7 +46,7 @@ fn list(items: &[Node], is_within_secret: bool) -> Json {
     Json::Array(items.iter().map(item).collect())
 }
 
-/// Commands of others take credentials as they are, too.
+/// Commands may have an option for a credential, too.
 fn is_secret(name: &str) -> bool {
     is_secret_name(name) || name.to_ascii_lowercase().ends_with("credential")
 }

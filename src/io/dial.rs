@@ -11,7 +11,7 @@ const HEAD_START: Duration = Duration::from_millis(250);
 /// Connects to the first address that answers.
 ///
 /// # Errors
-/// None does: a refusal, if there was one, says more than the lack of a route to another address.
+/// No address answers. A refusal takes precedence over other errors, such as the lack of a route to another address.
 pub async fn connect(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
     let mut attempts: FuturesUnordered<_> = addresses
         .zip(0u32..)

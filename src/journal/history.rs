@@ -78,7 +78,7 @@ pub struct History {
     clock: Clock,
 }
 
-/// Counts the seconds since its creation, which no change of the system's clock moves.
+/// Seconds since its creation, by a monotonic clock.
 struct Clock(Instant);
 
 impl Default for Clock {

@@ -140,8 +140,7 @@ impl Sites for Front {
         }
     }
 
-    /// What terminates TLS before the relay is a proxy for HTTP. If the relay terminates it, or nobody does, headers may be a
-    /// visitor's.
+    /// A load balancer that terminates TLS is an HTTP proxy, and sets these headers itself. Otherwise a visitor may have set them.
     fn public(&self) -> Option<(u16, bool)> {
         let PublicOrigin { is_https, port } = self.public?;
         Some((port.unwrap_or(if is_https { 443 } else { 80 }), is_https && !self.has_tls))

@@ -423,8 +423,8 @@ async fn while_failed(tunnel: &Tunnel, retry_at: Instant, drain: &Drain) -> Even
         () = async { sleep_until(forget_at).await; closed_unused(tunnel).await } => Event::Unused,
         () = tunnel.reconnect.notified() => Event::Reconnect,
         () = tunnel.stop.cancelled() => Event::Stopped,
-        // Streams of the lost session go on: a relay's client that is told of the drain leaves, and its visitors stay. Who only
-        // waits for a session is told at once.
+        // Streams of the lost session continue: the client of a relay leaves as soon as it hears of the drain, while its visitors
+        // still read. Callers that only wait for a session get their error at once.
         () = async {
             drain.started().await;
             if !tunnel.streams.is_empty() {

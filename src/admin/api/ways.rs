@@ -264,7 +264,7 @@ mod tests {
         let of_service = || Workload::PodOfService { pod, service };
         let command = kubectl(&target(of_service(), PortRef::number(80).unwrap()), Some((80, 8080))).unwrap();
         assert!(command.ends_with("-n shop port-forward pod/db-0 :8080"), "{command}");
-        // Without a session, nobody knows it.
+        // Without a session, the port is unknown.
         let (pod, service) = ("db-0".parse().unwrap(), "db".parse().unwrap());
         let of_service = Workload::PodOfService { pod, service };
         assert_eq!(kubectl(&target(of_service, PortRef::number(80).unwrap()), None), None);

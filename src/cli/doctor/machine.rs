@@ -98,7 +98,7 @@ async fn listeners(scope: &Scope) -> Vec<Check> {
                     owner.as_ref().map(|owner| format!(" by {} (pid {})", owner.name, owner.pid)).unwrap_or_default();
                 let says = if taken { format!("{address} is taken{by}") } else { error.to_string() };
                 let check = Check::new(ID, GROUP, Status::Fail, says);
-                // systemd has the sockets of its units, and must not be ended: with the user's one, the session ends.
+                // systemd holds the sockets of its units. To end the user's systemd would end the session.
                 let is_systemd = owner.as_ref().is_some_and(|owner| owner.name == "systemd");
                 checks.push(match (taken, kind) {
                     (true, _) if is_systemd => of_systemd(check, &error, cli::service::of_address(address)),

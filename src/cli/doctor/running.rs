@@ -55,7 +55,7 @@ async fn with_file(scope: &Scope) -> Option<Answer> {
     answers.into_iter().flatten().find(|status| status.overview.config.as_ref() == Some(file))
 }
 
-/// Returns the command that ends an adit and starts it again. A service manager would start a service again by itself, beside it.
+/// Returns the command that restarts an adit: by its service manager, if it is a service.
 fn again(scope: &Scope, pid: u32, kill: &str) -> String {
     service::restart(pid).unwrap_or_else(|| format!("{kill} {pid} && adit{}", scope.option()))
 }

@@ -91,12 +91,12 @@ pub fn start_keeper(file: &Path) -> Result<(), CliError> {
     }
 }
 
-/// Ends the keeper that a file has already, so that a file has one, however often it is written: direnv writes it each time that
-/// a shell enters the folder, and each keeper takes one of the running adit's places for listeners. The lock is beside the socket
-/// of that adit.
+/// Ends the previous keeper of a file, and returns the lock of its only one. The lock is beside the socket of the running adit.
+///
+/// direnv writes the file each time that a shell enters the folder, and each keeper uses one of adit's event streams.
 ///
 /// # Errors
-/// The lock cannot be created, or the keeper before does not end.
+/// The lock cannot be created, or the previous keeper does not end.
 async fn only_keeper(running: &Running, file: &Path) -> io::Result<File> {
     let digest = Sha256::digest(target(file).as_os_str().as_bytes());
     let id = HEXLOWER.encode(&digest[..8]);

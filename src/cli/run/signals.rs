@@ -72,8 +72,8 @@ impl Signals {
         .await
     }
 
-    /// Waits for the next signal that ends a command of adit, and returns its number. Signals without such a default effect, such as
-    /// a resize of the terminal, are ignored: nobody is there yet to pass them on to.
+    /// Waits for the next signal that ends a command of adit, and returns its number. Ignores signals
+    /// that end nothing by default, such as a resize of the terminal: there is no child process yet to pass them on to.
     pub async fn next_end(&mut self) -> i32 {
         let has_no_effect = [SignalKind::window_change(), continued()];
         loop {

@@ -1068,7 +1068,7 @@ function key(event) {
   };
   if (actions[event.key]) { event.preventDefault(); actions[event.key](); }
 }
-// What a row is about, and does not have itself.
+// URL and command of a tunnel or a request: its row has neither.
 async function ofTunnel(id) {
   const {names, kubectl} = await get(`tunnels/${encodeURIComponent(id)}`);
   return {url: names.find(name => name.startsWith('http')) || names[0], command: kubectl};

@@ -36,6 +36,15 @@ pub fn body_of(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
+/// Returns a body that holds a value as long as it exists.
+pub fn holding(body: Body, held: impl Send + 'static) -> Body {
+    let keep = move |error| {
+        let _held = &held;
+        error
+    };
+    body.map_err(keep).boxed_unsync()
+}
+
 /// Returns the message of the innermost cause.
 pub fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     error.source().map_or_else(|| error.to_string(), innermost)

@@ -1,16 +1,9 @@
 //! Requests of the forward proxy to hosts of another network, if the configuration allows them; each on its own connection.
 
-use std::{
-    convert::Infallible,
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{convert::Infallible, time::Duration};
 
-use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header::HOST};
 use http_body_util::BodyExt;
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -21,7 +14,7 @@ use tower::BoxError;
 
 use super::{
     HttpFrontend,
-    body::{Body, innermost},
+    body::{Body, holding, innermost},
     error_page::Page,
     exchange::Exchange,
     headers, pages,
@@ -67,34 +60,12 @@ async fn ask<S>(stream: S, request: Request<Body>, drain: &Drain) -> Option<hype
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (sent_tx, sent) = oneshot::channel();
-    let request = request.map(|body| Sending { body, _sent: sent_tx }.boxed_unsync());
+    let (sent_tx, sent) = oneshot::channel::<Infallible>();
+    // Once the host has the whole request, hyper drops its body, and with it the sender.
+    let request = request.map(|body| holding(body, sent_tx));
     tokio::select! {
         answered = send(stream, request, drain) => Some(answered),
         () = async { let _ = sent.await; sleep(ANSWER_TIMEOUT).await } => None,
-    }
-}
-
-/// Body of a request, whose drop tells that the host has all that it gets.
-struct Sending {
-    body: Body,
-    _sent: oneshot::Sender<Infallible>,
-}
-
-impl HttpBody for Sending {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -121,11 +92,13 @@ where
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use http::{
         Version,
         header::{CONNECTION, UPGRADE},
     };
     use http_body_util::StreamBody;
+    use hyper::body::Frame;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, duplex},
         time::Instant,

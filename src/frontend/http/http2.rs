@@ -97,8 +97,8 @@ impl HttpBody for Received {
 
 /// Sends a body to its end. If the body breaks, resets the stream with the error code of the stream that it comes from.
 ///
-/// `is_grpc`: if the connection has broken that it comes from, trailers say UNAVAILABLE, as gRPC clients do that lose a connection
-/// of their own.
+/// `is_grpc`: if the connection to the backend breaks, sends trailers with UNAVAILABLE instead. gRPC clients report this status for
+/// a connection of their own.
 async fn send_body(mut stream: SendStream<Bytes>, mut body: Body, is_grpc: bool) -> Result<(), BoxError> {
     loop {
         let frame = poll_fn(|cx| match stream.poll_reset(cx) {

@@ -1,19 +1,15 @@
 //! Requests for adit's own names, which go to no pod.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-};
-
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{Request, Response, header::UPGRADE};
-use http_body_util::BodyExt;
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use tower::BoxError;
 
-use super::{HttpFrontend, admit::authority, body::Body, exchange::Arrival};
-use crate::guard::normaliser::{Busy, REFUSED};
+use super::{
+    HttpFrontend,
+    admit::authority,
+    body::{Body, holding},
+    exchange::Arrival,
+};
+use crate::guard::normaliser::REFUSED;
 
 /// A site of adit itself.
 pub trait OwnSite: Send + Sync + 'static {
@@ -56,29 +52,7 @@ impl HttpFrontend {
         if let Some(gate) = arrival.gate.as_ref().filter(|_| wants_upgrade) {
             gate.upgrade.answered(false);
         }
-        Ok(response.map(|inner| Keeping { inner, _busy: busy }.boxed_unsync()))
-    }
-}
-
-/// A body that keeps the client's connection busy until it has ended.
-struct Keeping {
-    inner: Body,
-    _busy: Option<Busy>,
-}
-
-impl HttpBody for Keeping {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.inner).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        // The connection is busy until the answer has ended.
+        Ok(response.map(|body| holding(body, busy)))
     }
 }

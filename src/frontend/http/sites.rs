@@ -62,8 +62,8 @@ pub trait Sites: Send + Sync + 'static {
         true
     }
 
-    /// Returns the port that clients connect to, if something before this proxy accepts them, and whether that is a proxy for
-    /// HTTP, whose forwarded headers are true.
+    /// Returns the public port of a load balancer in front of this proxy, and whether its forwarded headers can be trusted.
+    /// `None`: clients connect to this proxy.
     fn public(&self) -> Option<(u16, bool)> {
         None
     }

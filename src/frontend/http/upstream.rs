@@ -55,8 +55,8 @@ pub struct Way<'a> {
     pub owner: Option<&'a Owner>,
 }
 
-/// A client's connection, as the owner of connections to backends that are authenticated (NTLM, and often Negotiate): such a
-/// connection speaks for its user, whatever a request says.
+/// A client's connection that owns connections to backends. With NTLM, and often with Negotiate, a backend authenticates the
+/// connection and not each request, so no other client may use it.
 pub struct Owner {
     number: u64,
     /// Whether it has owned a connection.

@@ -25,8 +25,8 @@ pub struct Limits {
     pub idle: Duration,
     /// Time without a byte of a request's body. Default: 60 s.
     pub body: Duration,
-    /// Window of an HTTP/2 connection, in bytes: the uploads of all its streams that may wait for their backends, of which a
-    /// stream has at most 1 MiB. Default: 250 MiB on a laptop, as much as 250 streams can have, and 32 MiB on a relay.
+    /// Flow-control window of an HTTP/2 connection, in bytes: how much of all its uploads may wait for the backends. A stream has
+    /// at most 1 MiB. Default: 250 MiB on a laptop, as much as 250 streams can have, and 32 MiB on a relay.
     pub window: u32,
     /// Memory of an HTTP/2 connection for DATA frames that nobody reads and that are shorter than 256 bytes, in bytes:
     /// 256 for each, less its length. At this limit, the connection ends with all its streams. Default: no limit but the

@@ -44,7 +44,7 @@ const MOST_SHARED_BY_ONE: usize = 32;
 /// How long to wait for a connection whose answer was just read: hyper needs a moment until it takes the next request.
 const BREATH: Duration = Duration::from_millis(2);
 
-/// The same for a connection that a client has authenticated: no other one will do.
+/// The same for a connection that a client has authenticated: no other connection can replace it.
 const LONG_BREATH: Duration = Duration::from_secs(1);
 
 /// Key of the pool: requests with equal keys share connections.
