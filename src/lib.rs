@@ -23,6 +23,7 @@ pub mod error_code;
 pub mod html;
 pub mod journal;
 pub mod metrics;
+pub mod printable;
 pub mod random;
 pub mod secrets;
 pub mod subprocess;

@@ -6,6 +6,8 @@ use std::{
     process::ExitCode,
 };
 
+use crate::printable::line;
+
 /// Error of a command: what failed, why, and what to do.
 #[derive(Debug)]
 pub struct CliError {
@@ -175,13 +177,7 @@ pub fn print(text: &str) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Returns a text for one line of a terminal. Text of a cluster, a pod or a relay may contain escapes, which could change the
-/// terminal's title, its screen, or the lines above.
-pub fn line(text: &str) -> String {
-    text.chars().map(|each| if each.is_control() { ' ' } else { each }).collect()
-}
-
-/// Does the same, but keeps line ends.
+/// Returns a text that a terminal may show, with its line ends.
 fn lines(text: &str) -> String {
     text.split('\n').map(line).collect::<Vec<_>>().join("\n")
 }

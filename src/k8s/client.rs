@@ -33,7 +33,6 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
 use tracing::{debug, info};
 
-pub use self::failure::printable;
 use self::{
     authorize::Authorized,
     contact::Contact,

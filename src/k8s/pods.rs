@@ -9,9 +9,10 @@ use crate::{
     config::{Label, Namespace, Subdomain},
     k8s::{
         ServicePort,
-        client::{AskError, Cluster, printable},
+        client::{AskError, Cluster},
         objects::{Container, ContainerPort, ContainerStatus, Pod},
     },
+    printable::printable,
 };
 
 /// Returns whether the pod with this UID exists and is not terminating. `None`: the API server did not answer.

@@ -7,6 +7,8 @@
 
 use jiff::civil::DateTime;
 
+use crate::printable::printable;
+
 const INTEGER: u8 = 0x02;
 const BIT_STRING: u8 = 0x03;
 const UTC_TIME: u8 = 0x17;
@@ -86,7 +88,7 @@ fn name(of: &[u8]) -> Option<String> {
         // Tag of the string, its length (below 128), its bytes.
         let length = usize::from(*of.get(at + 1)?);
         let bytes = of.get(at + 2..at + 2 + length)?;
-        Some(String::from_utf8_lossy(bytes).chars().filter(|char| !char.is_control()).collect())
+        Some(printable(&String::from_utf8_lossy(bytes)))
     };
     value(&[0x06, 3, 0x55, 4, 3]).or_else(|| value(&[0x06, 3, 0x55, 4, 10]))
 }

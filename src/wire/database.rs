@@ -1,5 +1,7 @@
 //! Errors of database servers other than PostgreSQL, as they are sent before a session.
 
+use crate::printable::line;
+
 /// Database protocols, by the format of their error packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Database {
@@ -22,8 +24,7 @@ pub fn is_resp(bytes: &[u8]) -> bool {
 
 /// Returns a RESP error.
 pub fn redis_error(message: &str) -> Vec<u8> {
-    let message: String = message.chars().map(|char| if char.is_control() { ' ' } else { char }).collect();
-    format!("-ERR {message}\r\n").into_bytes()
+    format!("-ERR {}\r\n", line(message)).into_bytes()
 }
 
 /// Returns MySQL's ERR packet in place of the server's greeting. It has no SQL state, because the server knows nothing

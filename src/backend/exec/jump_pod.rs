@@ -10,10 +10,11 @@ use crate::{
     config::{Jump, Namespace, Subdomain},
     k8s::{
         ClusterError,
-        client::{AskError, Cluster, printable},
+        client::{AskError, Cluster},
         objects::Pod,
         own_pod, pods,
     },
+    printable::printable,
 };
 
 /// Creates the pod if it does not exist, and waits until it is ready.

@@ -22,7 +22,8 @@ use super::{
 use crate::{
     backend::StreamFault,
     io::{Io, prefixed},
-    k8s::{client::printable, framed::PIECE, upgrade::exec::Executed},
+    k8s::{framed::PIECE, upgrade::exec::Executed},
+    printable::printable,
 };
 
 /// Maximum bytes kept of the program's stderr, and of the Status object.

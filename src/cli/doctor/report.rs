@@ -8,8 +8,9 @@ use serde::Serialize;
 
 pub use crate::config::shell::quoted;
 use crate::{
-    cli::{Cli, Globals, report::line},
+    cli::{Cli, Globals},
     config::shell,
+    printable::line,
 };
 
 /// The parts of the report, in the order in which they are printed.

@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use crate::{cli::report::line, tunnel::OpenError};
+use crate::{printable::line, tunnel::OpenError};
 
 /// Printer of messages to stderr, if that is a terminal.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,10 @@
 //! The three panes as tables: columns, rows, order, and filter.
 
 use super::model::{Model, is_error};
-use crate::admin::api::answers::{LogRow, Row, Tunnel};
+use crate::{
+    admin::api::answers::{LogRow, Row, Tunnel},
+    printable,
+};
 
 /// A pane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -142,12 +145,7 @@ pub fn lines(model: &Model, pane: Pane, view: &View) -> Vec<Line> {
 
 fn line(key: String, mood: Mood, cells: Vec<(String, Option<f64>)>) -> Line {
     let order = cells.iter().map(|(_, number)| number.map_or(Order::Text, Order::Number)).collect();
-    Line { key, cells: cells.into_iter().map(|(cell, _)| clean(&cell)).collect(), mood, order }
-}
-
-/// Returns the text with control characters replaced, which a terminal would interpret.
-pub fn clean(text: &str) -> String {
-    text.chars().map(|each| if each.is_control() { '\u{fffd}' } else { each }).collect()
+    Line { key, cells: cells.into_iter().map(|(cell, _)| printable::line(&cell)).collect(), mood, order }
 }
 
 fn of_tunnel(tunnel: &Tunnel) -> Line {
@@ -289,6 +287,6 @@ mod tests {
     fn a_terminal_obeys_no_path() {
         let mut model = Model::default();
         model.requests.insert(1, row(1, "/\u{1b}[2J\u{7}", 200, 1.0));
-        assert_eq!(lines(&model, Pane::Requests, &View::default())[0].cells[3], "/\u{fffd}[2J\u{fffd}");
+        assert_eq!(lines(&model, Pane::Requests, &View::default())[0].cells[3], "/ [2J ");
     }
 }

@@ -10,8 +10,9 @@ use ratatui::{
 
 use super::{
     App, Mode, amount,
-    panes::{self, Line, Mood, Pane, clean},
+    panes::{self, Line, Mood, Pane},
 };
+use crate::printable;
 
 /// Capabilities of the terminal: colour, and UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +106,7 @@ fn header(frame: &mut Frame, app: &App, area: Rect) {
     if let Some(status) = &app.model.status {
         first.push(Span::raw(format!(" {}  ", status.version)));
         let is_production = status.contexts.iter().any(|context| context.is_default && context.production);
-        let context = look.text(&clean(status.context.as_deref().unwrap_or("no context")));
+        let context = look.text(&printable::line(status.context.as_deref().unwrap_or("no context")));
         first.push(match is_production {
             true => {
                 Span::styled(format!(" PRODUCTION {context} "), look.style(Mood::Bad).add_modifier(Modifier::REVERSED))
@@ -142,7 +143,7 @@ fn header(frame: &mut Frame, app: &App, area: Rect) {
         [] => Span::styled("nothing needs attention", look.style(Mood::Dim)),
         [first, rest @ ..] => {
             let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
-            let title = look.text(&clean(&first.title));
+            let title = look.text(&printable::line(&first.title));
             Span::styled(format!("needs attention: {title}{more}"), look.style(Mood::Bad))
         }
     };
@@ -269,7 +270,7 @@ fn footer(frame: &mut Frame, app: &App, area: Rect) {
         (Mode::Ask(question, _), _) => {
             TextLine::styled(format!("{question} y/n"), Style::new().add_modifier(Modifier::BOLD))
         }
-        (_, Some(message)) => TextLine::raw(app.look.text(&clean(message))),
+        (_, Some(message)) => TextLine::raw(app.look.text(&printable::line(message))),
         _ => TextLine::styled(
             "Tab pane  Enter details  / filter  e errors  s stop  r reconnect  ? keys  q quit",
             app.look.style(Mood::Dim),
@@ -281,10 +282,12 @@ fn footer(frame: &mut Frame, app: &App, area: Rect) {
 fn overlay(frame: &mut Frame, title: &str, lines: &[String], scroll: u16, look: Look) {
     let area = frame.area();
     frame.render_widget(Clear, area);
-    let head =
-        TextLine::styled(look.text(&clean(title)), Style::new().add_modifier(Modifier::BOLD | Modifier::REVERSED));
+    let head = TextLine::styled(
+        look.text(&printable::line(title)),
+        Style::new().add_modifier(Modifier::BOLD | Modifier::REVERSED),
+    );
     let mut text = vec![head, TextLine::raw("")];
-    text.extend(lines.iter().map(|line| TextLine::raw(look.text(&clean(line)))));
+    text.extend(lines.iter().map(|line| TextLine::raw(look.text(&printable::line(line)))));
     frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: false }).scroll((scroll, 0)), area);
 }
 

@@ -15,7 +15,8 @@ use http::{HeaderMap, Response, Uri, header};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tower::BoxError;
 
-use super::{printable, transport::Room};
+use super::transport::Room;
+use crate::printable::printable;
 
 /// Body of an answer.
 pub struct Answer {

@@ -8,6 +8,7 @@ use super::{Cluster, answer::Unexpected, authorize::NotSignedIn};
 use crate::{
     config::shell::quoted,
     k8s::{ClusterError, Namespaces, credentials::Credential, reach, sign_in::Failure},
+    printable::printable,
 };
 
 /// Characters of a server's message that a user gets to see.
@@ -169,15 +170,6 @@ fn shown(message: &str) -> String {
     printable(message).chars().take(LONGEST_MESSAGE).collect()
 }
 
-/// Returns text of others without control characters, safe for a terminal.
-pub fn printable(text: &str) -> String {
-    text.chars()
-        .map(|character| if character.is_control() { ' ' } else { character })
-        .collect::<String>()
-        .trim()
-        .to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,10 +194,5 @@ mod tests {
     #[test]
     fn a_long_page_of_a_gateway_does_not_fill_the_terminal() {
         assert_eq!(shown(&"<p>\u{1b}[2J\n".repeat(100_000)).len(), LONGEST_MESSAGE);
-    }
-
-    #[test]
-    fn escapes_in_the_text_of_others_do_not_reach_a_terminal() {
-        assert_eq!(printable("a\x1b[31mb\r\nc\n"), "a [31mb  c");
     }
 }

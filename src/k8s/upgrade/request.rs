@@ -17,10 +17,8 @@ use tokio::{select, time::timeout};
 use super::choice::{self, Verdict};
 use crate::{
     io::{BoxedIo, upgraded::connection_of},
-    k8s::{
-        client::{Cluster, printable},
-        websocket::random_bytes,
-    },
+    k8s::{client::Cluster, websocket::random_bytes},
+    printable::printable,
     wire::websocket::accept_key,
 };
 

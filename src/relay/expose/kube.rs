@@ -9,6 +9,8 @@ use kube::{Client, client::Body};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use crate::printable::printable;
+
 /// Deadline of one call, including its answer.
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -276,7 +278,7 @@ fn why(call: Call, error: kube::Error) -> KubeError {
             KubeError::Unavailable { call, code: status.code }
         }
         _ => {
-            let message = status.message.chars().filter(|character| !character.is_control()).collect();
+            let message = printable(&status.message);
             KubeError::Refused { call, code: status.code, message }
         }
     }

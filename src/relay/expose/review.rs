@@ -8,6 +8,7 @@ use super::{
     kube::{Kind, Kube, KubeError},
     text,
 };
+use crate::printable::{line, printable};
 
 /// Permissions for a review, in addition to those of a takeover. The ClusterRole `system:auth-delegator` has them.
 pub const PERMISSIONS: [(&str, &str, &[&str]); 2] = [
@@ -47,8 +48,7 @@ pub async fn review(kube: &Kube, token: Option<&str>, request: &ExposeRequest) -
     });
     let status = kube.create(Kind::TokenReview, "", &asked).await?["status"].take();
     if status["authenticated"] != true {
-        let shown = |error: &str| error.chars().filter(|character| !character.is_control()).collect();
-        let error = status["error"].as_str().map_or_else(|| "it is not known".to_owned(), shown);
+        let error = status["error"].as_str().map_or_else(|| "it is not known".to_owned(), printable);
         return Err(Unreviewed::Unauthenticated(error));
     }
     let user = &status["user"];
@@ -57,7 +57,7 @@ pub async fn review(kube: &Kube, token: Option<&str>, request: &ExposeRequest) -
     if request.replaces && kube.get(Kind::Service, &service.namespace, &service.name).await?.is_none() {
         may(kube, user, "create", request).await?;
     }
-    Ok(text(&user["username"]).chars().filter(|character| !character.is_control()).collect())
+    Ok(line(text(&user["username"])))
 }
 
 async fn may(kube: &Kube, user: &Value, verb: &'static str, request: &ExposeRequest) -> Result<(), Unreviewed> {
@@ -78,7 +78,7 @@ async fn may(kube: &Kube, user: &Value, verb: &'static str, request: &ExposeRequ
     match status["allowed"] == true && status["denied"] != true {
         true => Ok(()),
         false => {
-            let user = text(&user["username"]).chars().filter(|character| !character.is_control()).collect();
+            let user = line(text(&user["username"]));
             Err(Unreviewed::Forbidden { user, verb, namespace: namespace.clone() })
         }
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{EXPOSED, MANAGED_BY, ServiceName, TAKEOVER, condition::Condition, text};
+use crate::printable::printable;
 
 /// Content of the annotation [`TAKEOVER`], as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -425,7 +426,7 @@ fn last_writer(service: &Value, is_one: impl Fn(&str) -> bool) -> Option<(String
     let writers = service["metadata"]["managedFields"].as_array()?.iter();
     let writers = writers.filter(|writer| is_one(text(&writer["manager"])) && writer["subresource"].is_null());
     let last = writers.max_by_key(|writer| (text(&writer["time"]).to_owned(), writer["manager"] != ADIT))?;
-    let by = text(&last["manager"]).chars().filter(|character| !character.is_control()).collect();
+    let by = printable(text(&last["manager"]));
     Some((text(&last["time"]).to_owned(), by))
 }
 

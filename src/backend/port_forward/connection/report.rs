@@ -1,6 +1,6 @@
 //! The error texts that container runtimes send on a port-forward's error stream, and their meaning.
 
-use crate::backend::StreamFault;
+use crate::{backend::StreamFault, printable::printable};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meaning {
@@ -63,8 +63,7 @@ const TEXTS: &[(&[&str], Meaning)] = &[
 
 /// Returns the fault that an error text stands for. `port`: the requested port of the pod.
 pub fn classify(text: &str, port: u16) -> StreamFault {
-    let detail: String =
-        text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_owned();
+    let detail = printable(text);
     match row(&detail, port).map(|row| TEXTS[row].1) {
         Some(Meaning::Refused) => StreamFault::Refused { port },
         Some(Meaning::Reset) => StreamFault::Reset,

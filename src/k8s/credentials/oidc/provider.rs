@@ -25,12 +25,12 @@ use tokio::time::timeout;
 
 use crate::{
     k8s::{
-        client::printable,
         credentials::basic,
         dial::Dialer,
         proxy::{self, Environment},
         reach,
     },
+    printable::printable,
     tls::{bundle::Bundle, system},
 };
 
