@@ -23,10 +23,10 @@ use tracing::{debug, warn};
 use self::{forwards::Forwards, opener::Opening, replayer::Replaying, running::Running};
 use crate::{
     admin::{
+        api::source::{Facts, Parts, Source},
         endpoints::{self, Reach},
         keys::Keys,
         socket::AdminSocket,
-        status::{Facts, Parts, Source},
     },
     backend::{Backend, Backends},
     config::{Config, ContextName, KubeconfigPaths, Namespace, SniBackend, listen::overlap},
@@ -299,7 +299,7 @@ fn mux(
     let http = HttpFrontend::new(router.clone(), tunnels.clone(), metrics.clone(), drain.clone());
     let tls = TlsFrontend::new(router.clone(), tunnels.clone(), http.clone(), metrics.clone())?;
     let postgres = tls.postgres();
-    let forward = Forward::new(router.clone(), tunnels.clone(), http.clone());
+    let forward = Forward::new(router.clone(), tunnels.clone(), http.locks());
     let forward = ForwardFrontends {
         socks: SocksFrontend::new(forward.clone(), metrics.clone()),
         connect: ConnectFrontend::new(forward, router.clone(), metrics.clone()),

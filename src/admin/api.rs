@@ -31,6 +31,7 @@ pub mod open;
 pub mod replay;
 pub mod schema;
 pub mod services;
+pub mod source;
 pub mod ui;
 pub mod unlock;
 pub mod ways;
@@ -45,12 +46,12 @@ use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
-use self::answers::{ConfigAnswer, Failure, Log, Problem, RequestAnswer, Requests, Status, TunnelAnswer, Tunnels};
-use super::{
-    http::{Body, JSON, NO_CONTENT, empty, respond},
-    status::Source,
+use self::{
+    answers::{ConfigAnswer, Failure, Log, Problem, RequestAnswer, Requests, Status, TunnelAnswer, Tunnels},
+    source::Source,
 };
-use crate::journal::exchange::LONGEST_BODY;
+use super::http::{Body, JSON, NO_CONTENT, empty, respond};
+use crate::journal::recorder::LONGEST_BODY;
 
 /// Version of the format of every answer.
 pub const FORMAT: u32 = 1;

@@ -13,8 +13,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
     api,
+    api::source::Source,
     http::{Body, TEXT, probe, respond, serve_one},
-    status::Source,
 };
 use crate::guard::origin::is_of_this_machine;
 

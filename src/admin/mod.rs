@@ -5,4 +5,3 @@ pub mod endpoints;
 pub mod http;
 pub mod keys;
 pub mod socket;
-pub mod status;

@@ -22,6 +22,7 @@ use tokio::{
 use tracing::{debug, info};
 
 use super::{
+    api::source::Source,
     api::{
         ROOT,
         answers::{Failure, Overview, Problem, Status},
@@ -29,7 +30,6 @@ use super::{
         open::{CONNECTION_ID, OpenAnswer, OpenRequest, PROTOCOL},
     },
     endpoints::{self, Reach},
-    status::Source,
 };
 use crate::{
     drain::Drain,

@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 
 use super::{App, audit, now, route};
 use crate::{
-    admin::status::{LocalStatus, Source},
+    admin::api::source::{LocalStatus, Source},
     config::{
         Command, Config, LocalPort, SniBackend, diff,
         names::host_header,

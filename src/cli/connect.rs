@@ -15,10 +15,10 @@ use tokio::{net::UnixStream, sync::oneshot};
 
 use super::{
     Globals,
+    progress::Progress,
     report::CliError,
     run::{
         FAILED, duration,
-        progress::Progress,
         signals::{ENDS, Signals, code_of},
     },
     running::{self, Running},

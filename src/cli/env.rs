@@ -8,8 +8,9 @@ use std::{collections::BTreeMap, env, path::PathBuf, process::ExitCode};
 use self::form::Form;
 use super::{
     Globals,
+    progress::Progress,
     report::{CliError, print},
-    run::{fill, pairs, progress::Progress, targets},
+    run::{fill, pairs, targets},
     running::{self, Running},
     up,
 };

@@ -15,6 +15,7 @@ pub mod local;
 mod named_service;
 pub mod package;
 mod place;
+mod progress;
 pub mod proxy;
 pub mod report;
 pub mod routes;

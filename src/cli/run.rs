@@ -3,7 +3,6 @@
 pub mod child;
 pub mod keeper;
 pub mod program;
-pub mod progress;
 pub mod signals;
 pub mod targets;
 mod template;
@@ -24,7 +23,6 @@ use rustix::process::{Resource, getrlimit};
 use self::{
     child::{Child, StartError},
     program::NOT_FOUND,
-    progress::Progress,
     signals::{PASSED_ON, Signals, code_of},
     targets::Asked,
     tool::Tool,
@@ -32,6 +30,7 @@ use self::{
 use super::{
     Globals,
     place::Place,
+    progress::Progress,
     report::{CliError, print},
     running::Running,
     up,

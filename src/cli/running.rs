@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Globals, report::CliError, run::progress::Progress, service};
+use super::{Globals, progress::Progress, report::CliError, service};
 use crate::{
     admin::{
         api::{

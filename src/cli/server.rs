@@ -19,7 +19,7 @@ use super::{
     up::{self, Signals},
 };
 use crate::{
-    config::defaults,
+    config::RELAY_PORT,
     drain::Drain,
     relay::{
         app::{Bound, HttpSettings, PemFiles, Settings, StartError},
@@ -119,7 +119,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     telemetry::init(globals.format(), globals.verbose);
     up::raise_open_file_limit();
     let control = match globals.listen.as_deref() {
-        None => SocketAddr::from((Ipv4Addr::UNSPECIFIED, defaults::RELAY_PORT)),
+        None => SocketAddr::from((Ipv4Addr::UNSPECIFIED, RELAY_PORT)),
         Some(address) => address.parse().map_err(|_| {
             CliError::usage(format!("--listen: {address:?} is not an address with a port"))
                 .hint(Some("write 0.0.0.0:7835"))

@@ -6,10 +6,10 @@ use futures::future::join_all;
 
 use super::{
     Globals,
+    progress::Progress,
     report::CliError,
     run::{
         duration,
-        progress::Progress,
         signals::{ENDS, Signals, code_of},
     },
     running::{self, Running},

@@ -12,8 +12,6 @@ use std::{
 use super::{Config, ForwardProxy, Http, KubeconfigPaths, PortRange, Tcp};
 
 pub const PORT: u16 = 8989;
-/// Default port on which a relay accepts its clients.
-pub const RELAY_PORT: u16 = 7835;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 /// Shorter default for SNI routes, because databases keep their connections open.
 pub const SNI_IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);

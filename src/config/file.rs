@@ -12,7 +12,7 @@ use std::{collections::HashMap, iter::Peekable};
 use serde_saphyr::granit_parser::{ErrorKind, Event, Options, Parser, ScalarStyle, ScanError, Span, StrInput};
 
 pub use self::foreign::{foreign, with_line_feeds};
-use super::problem::Problem;
+use super::problem::{Place, Problem};
 
 /// Maximum size of a file in bytes. A configuration of 1,000 routes has 100 KiB.
 pub const LARGEST: usize = 1024 * 1024;
@@ -20,16 +20,6 @@ pub const LARGEST: usize = 1024 * 1024;
 /// Maximum number of YAML nodes after alias expansion, and maximum depth. A file beyond them is an attack.
 const MOST_NODES: usize = 50_000;
 const DEEPEST: usize = 64;
-
-/// A place in the file; lines and columns count from 1.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    pub line: usize,
-    pub column: usize,
-    /// Byte offsets of the first character and of the byte behind the last one.
-    pub start: usize,
-    pub end: usize,
-}
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Node {

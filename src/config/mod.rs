@@ -32,7 +32,8 @@ use http::{HeaderName, HeaderValue, Method};
 use ipnet::IpNet;
 
 pub use self::values::{
-    ContextName, Host, HostPort, InvalidValue, Label, Namespace, PortName, PortRange, PortRef, RelayAddress, Subdomain,
+    ContextName, Host, HostPort, InvalidValue, Label, Namespace, PortName, PortRange, PortRef, RELAY_PORT,
+    RelayAddress, Subdomain,
 };
 
 use crate::{tls::Fingerprint, wire::proxy_protocol};

@@ -4,7 +4,15 @@ use std::{fmt, path::PathBuf};
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
-use super::file::Place;
+/// A place in the file; lines and columns count from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub line: usize,
+    pub column: usize,
+    /// Byte offsets of the first character and of the byte behind the last one.
+    pub start: usize,
+    pub end: usize,
+}
 
 /// A mistake in the file, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]

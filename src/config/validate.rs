@@ -34,11 +34,11 @@ use super::{
     Elsewhere, ForwardProxy, HeaderRules, Host, HostHeader, HostPort, HttpOptions, HttpRoute, Jump, JumpMethod,
     JumpPod, KeyPairFiles, KubeconfigPaths, Label, LocalPort, Namespace, PortRange, PortRef, ProxyProtocol, Scheme,
     Sni, SniBackend, SniRoute, Subdomain, TcpRoute, Workload, defaults,
-    file::{self, Key, Node, Place, Value},
+    file::{self, Key, Node, Value},
     keys::Keys,
     names::{host_header, is_host, is_image, is_label, parse_duration},
     near::near,
-    problem::{LoadError, Problem},
+    problem::{LoadError, Place, Problem},
     shown,
 };
 

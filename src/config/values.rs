@@ -2,10 +2,10 @@
 
 use std::{fmt, net::IpAddr, num::NonZeroU16, ops::Deref, str::FromStr};
 
-use super::{
-    defaults::RELAY_PORT,
-    names::{is_host, is_label, is_port_name, is_subdomain},
-};
+use super::names::{is_host, is_label, is_port_name, is_subdomain};
+
+/// Default port on which a relay accepts its clients.
+pub const RELAY_PORT: u16 = 7835;
 
 /// Error of a text that is not a valid value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -6,11 +6,11 @@ use tokio::time::timeout;
 
 use crate::{
     admin::{
+        api::source::Source,
         api::{
             answers::{Overview, Status, Tunnel},
             services::{self, Query},
         },
-        status::Source,
     },
     html::Html,
 };

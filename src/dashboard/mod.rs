@@ -16,7 +16,7 @@ mod site;
 mod visitor;
 
 use self::assets::Assets;
-use crate::admin::status::Source;
+use crate::admin::api::source::Source;
 
 /// The dashboard of one process.
 pub struct Dashboard {

@@ -3,12 +3,12 @@
 mod collections;
 mod writes;
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::StreamExt;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
-use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Limited, StreamBody};
 use hyper::{
     body::{Frame, Incoming},
     server::conn::{http1, http2},
@@ -26,14 +26,13 @@ use self::collections::{list, wants_table, watch};
 use super::{
     Node, VERSION,
     access::{Tokens, User},
+    answer::{Body, json_body, ok, plain, query, respond, status},
     faults::{Era, Mishap},
     kinds::{self, Kind},
     process::Process,
     table::table,
     upgrades::{execs, port_forwards},
 };
-
-pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Maximum bytes of a request body: a scale, a review, the options of a deletion.
 const LONGEST_REQUEST: usize = 1 << 20;
@@ -412,17 +411,6 @@ fn log(pod: &Value, request: &Request<Incoming>, node: &Node) -> Response<Body> 
     respond(StatusCode::OK, "text/plain", StreamBody::new(lines).boxed_unsync())
 }
 
-pub(super) fn query<B>(request: &Request<B>, name: &str) -> Option<String> {
-    queries(request, name).into_iter().next()
-}
-
-pub(super) fn queries<B>(request: &Request<B>, name: &str) -> Vec<String> {
-    let decode =
-        |text: &str| percent_encoding::percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
-    let pairs = request.uri().query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
-    pairs.filter(|(key, _)| *key == name).map(|(_, value)| decode(value)).collect()
-}
-
 /// Returns the JSON body of a request. Null: it is not JSON.
 async fn body(request: Request<Incoming>) -> Value {
     whole(request).await.1
@@ -439,30 +427,4 @@ async fn whole(request: Request<Incoming>) -> (Parts, Value) {
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
-}
-
-pub(super) fn status(code: StatusCode, reason: &str, message: &str) -> Response<Body> {
-    json_body(
-        code,
-        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "reason": reason, "code": code.as_u16()}),
-    )
-}
-
-fn ok(value: &Value) -> Response<Body> {
-    json_body(StatusCode::OK, value)
-}
-
-fn json_body(code: StatusCode, value: &Value) -> Response<Body> {
-    respond(code, "application/json", Full::new(Bytes::from(value.to_string())).boxed_unsync())
-}
-
-fn plain(text: String) -> Response<Body> {
-    respond(StatusCode::OK, "text/plain", Full::new(Bytes::from(text)).boxed_unsync())
-}
-
-pub(super) fn respond(code: StatusCode, kind: &'static str, body: Body) -> Response<Body> {
-    let mut response = Response::new(body);
-    *response.status_mut() = code;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    response
 }

@@ -12,11 +12,13 @@ use tokio::time::sleep_until;
 
 use super::{
     kinds,
-    objects::NODE,
     process::{Process, Sandbox},
     selector::Selector,
     world::{State, World, now},
 };
+
+/// Name of the only node.
+pub const NODE: &str = "demo";
 
 /// Time from a pod's creation until it is ready: the image is present, and the program starts at once.
 const STARTING: Duration = Duration::from_millis(300);

@@ -11,6 +11,7 @@
 //! Tests control it with [`faults::Faults`] and [`world::World`].
 
 pub mod access;
+pub mod answer;
 pub mod api_server;
 pub mod controllers;
 pub mod database;
@@ -20,6 +21,7 @@ pub mod network;
 pub mod objects;
 pub mod process;
 pub mod selector;
+pub mod sessions;
 pub mod shell;
 pub mod streams;
 pub mod table;

@@ -4,15 +4,12 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
 use super::{
-    controllers,
+    controllers::{self, NODE},
     world::{State, World},
 };
 
 /// Namespace of the demo's kubeconfig.
 pub const NAMESPACE: &str = "shop";
-
-/// Name of the only node.
-pub const NODE: &str = "demo";
 
 /// Adds the initial objects.
 pub fn create(world: &World) {

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{database::Sessions, tasks::Tasks};
+use super::{sessions::Sessions, tasks::Tasks};
 
 /// Maximum number of lines kept of a container's output.
 const LONGEST_LOG: usize = 1000;

@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 
 use super::{
     Node,
-    api_server::{Body, queries, query, respond, status},
+    answer::{Body, queries, query, respond, status},
     faults::Era,
     process::Sandbox,
     streams::{channels, exec, port_forward, tunnel},

@@ -14,16 +14,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    Connection,
-    client_socket::ClientSocket,
-    http::{HttpFrontend, rules::ReadOnly},
-    join::join,
-    noted,
-};
+use super::{Connection, client_socket::ClientSocket, join::join, noted, read_only::ReadOnly};
 use crate::{
     config::{ContextName, Elsewhere},
     error_code::ErrorCode,
+    guard::locks::Locks,
     io::{BoxedIo, dial, splice::SpliceEnd, splice::splice},
     journal::{Kind, Ongoing},
     routing::{Route, RouteError, Router, SharedRouter},
@@ -72,8 +67,7 @@ impl Asked {
 pub struct Forward {
     router: SharedRouter,
     tunnels: Manager,
-    /// Knows which contexts accept only some requests.
-    http: Arc<HttpFrontend>,
+    locks: Arc<Locks>,
     /// Name of the user that this process runs as.
     own_user: Option<String>,
 }
@@ -100,8 +94,8 @@ pub enum Reached {
 }
 
 impl Forward {
-    pub fn new(router: SharedRouter, tunnels: Manager, http: Arc<HttpFrontend>) -> Arc<Self> {
-        Arc::new(Self { router, tunnels, http, own_user: own_user() })
+    pub fn new(router: SharedRouter, tunnels: Manager, locks: Arc<Locks>) -> Arc<Self> {
+        Arc::new(Self { router, tunnels, locks, own_user: own_user() })
     }
 
     /// Returns a stream once the destination has accepted it, and the connection's journal entry.
@@ -125,8 +119,8 @@ impl Forward {
     }
 
     async fn open(&self, asked: &Asked, noted: &mut Ongoing) -> Result<Reached, ForwardError> {
+        let router = self.router.load_full();
         let (found, may_be_direct) = {
-            let router = self.router.load();
             let context = asked.context.as_ref().filter(|named| !self.is_of_jvm(named, &router));
             let elsewhere = router.config.proxy.as_ref().map_or(Elsewhere::Refuse, |proxy| proxy.elsewhere);
             let may_be_direct = elsewhere == Elsewhere::Direct && context.is_none();
@@ -142,7 +136,7 @@ impl Forward {
             Err(error) => return Err(ForwardError::Route(error)),
         };
         noted::leads(noted, &route);
-        let rule = self.http.rule(&route);
+        let rule = ReadOnly::in_force(&router.config, &route, &self.locks);
         let may_be_direct = may_be_direct && asked.has_two_meanings();
         if let Some(rule) = rule.clone().filter(|_| !may_be_direct) {
             return Err(ForwardError::ReadOnly(rule));

@@ -1,5 +1,6 @@
 //! Frontends: they handle a client's protocol, from the first byte to a tunnel.
 
+mod backend_tls;
 mod client;
 pub mod client_socket;
 pub mod door;
@@ -11,6 +12,7 @@ mod noted;
 pub mod postgres;
 pub mod protocol;
 pub mod proxied;
+mod read_only;
 pub mod refusal;
 pub mod sni;
 pub mod socks;

@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{greeting::end_with, http::rules::ReadOnly};
+use super::{greeting::end_with, read_only::ReadOnly};
 use crate::{
     config::{PortRef, Workload},
     io::{BoxedIo, prefixed::Prefixed, read_ahead::ReadAhead},

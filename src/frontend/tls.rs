@@ -1,6 +1,5 @@
 //! TLS by SNI: passed through byte for byte if the backend speaks TLS, otherwise ended here.
 
-pub mod backend;
 pub mod certs;
 
 use std::{io, sync::Arc, time::Duration};

@@ -6,7 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::exchange::KeptBody;
+/// Maximum bytes kept of a body.
+pub const LONGEST_BODY: usize = 256 * 1024;
 
 /// Maximum bytes of all recorded bodies.
 const MOST_BYTES: usize = 16 * 1024 * 1024;
@@ -85,10 +86,69 @@ impl Recorder {
     }
 }
 
+/// The kept part of a body.
+pub struct KeptBody {
+    recorder: Weak<Recorder>,
+    state: Mutex<BodyState>,
+}
+
+#[derive(Default)]
+struct BodyState {
+    bytes: Vec<u8>,
+    total: u64,
+    is_cut: bool,
+    has_ended: bool,
+}
+
+impl KeptBody {
+    fn new(recorder: Weak<Recorder>) -> Self {
+        Self { recorder, state: Mutex::default() }
+    }
+
+    /// Adds the next bytes. Beyond the limit, only counts them.
+    pub fn add(&self, bytes: &[u8]) {
+        let mut state = self.state.lock().expect("no panic while the lock is held");
+        state.total += bytes.len() as u64;
+        let room = if state.is_cut { 0 } else { LONGEST_BODY.saturating_sub(state.bytes.len()).min(bytes.len()) };
+        state.is_cut |= room < bytes.len();
+        state.bytes.extend_from_slice(&bytes[..room]);
+        drop(state);
+        if let Some(recorder) = self.recorder.upgrade().filter(|_| room > 0) {
+            recorder.grown(room);
+        }
+    }
+
+    /// Records the end of the body. A body that breaks off has none.
+    pub fn end(&self) {
+        self.state.lock().expect("no panic while the lock is held").has_ended = true;
+    }
+
+    /// Drops the bytes, and returns their number: newer bodies need the memory.
+    fn forget(&self) -> usize {
+        let mut state = self.state.lock().expect("no panic while the lock is held");
+        state.is_cut |= !state.bytes.is_empty();
+        std::mem::take(&mut state.bytes).len()
+    }
+
+    /// Returns the kept bytes, the length of the body so far, and whether the body is complete and kept as a whole.
+    pub fn kept(&self) -> (Vec<u8>, u64, bool) {
+        let state = self.state.lock().expect("no panic while the lock is held");
+        (state.bytes.clone(), state.total, state.has_ended && !state.is_cut)
+    }
+}
+
+impl Drop for KeptBody {
+    fn drop(&mut self) {
+        let freed = self.forget();
+        if let Some(recorder) = self.recorder.upgrade() {
+            recorder.shrunk(freed);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::exchange::LONGEST_BODY;
 
     #[test]
     fn bodies_are_kept_while_they_are_asked_for_and_bounded() {

@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use crate::{
-    config::{ContextName, Namespace, shell},
+    config::{ContextName, Namespace},
     error_code::ErrorCode,
-    k8s::kubeconfig::{IN_CLUSTER, UNNAMED},
-    routing::ClusterId,
 };
 
 /// Port of a Service or a pod.
@@ -196,16 +194,6 @@ impl std::fmt::Display for ServicePort {
             Some(name) => write!(f, " ({name})"),
             None => Ok(()),
         }
-    }
-}
-
-/// Returns the start of a kubectl command to paste. Names of contexts come from files of others, so they are quoted.
-pub fn kubectl(id: &ClusterId) -> String {
-    match id.context.as_str() {
-        // kubectl has no names for these contexts.
-        IN_CLUSTER => "kubectl".to_owned(),
-        UNNAMED => shell::kubectl(&id.kubeconfig),
-        name => format!("{} --context {}", shell::kubectl(&id.kubeconfig), shell::quoted(name)),
     }
 }
 

@@ -19,16 +19,9 @@ use self::{in_cluster::Pod, merge::Merged};
 
 use crate::{
     config::{ContextName, KubeconfigPaths, Namespace},
-    k8s::{ClusterError, exec_path::ExecPath},
+    k8s::{ClusterError, exec_path::ExecPath, kubectl::IN_CLUSTER},
     routing::{ClusterId, Contexts},
 };
-
-/// Name of the context for the cluster that adit runs in, if no kubeconfig names a current context.
-pub const IN_CLUSTER: &str = "in-cluster";
-
-/// Name of what kubectl uses if no file has a current context: the context, cluster and user with the name `""`, if there
-/// are any.
-pub const UNNAMED: &str = "unnamed-context";
 
 const NOT_IN_CLUSTER: &str = "there is no kubeconfig, and adit does not run in a cluster";
 

@@ -1,6 +1,7 @@
 //! Kubernetes: clients, look-ups, and upgraded connections.
 
 pub mod client;
+pub mod credential;
 pub mod credentials;
 pub mod dial;
 pub mod endpoints;
@@ -8,6 +9,7 @@ pub mod error;
 pub mod exec_path;
 pub mod framed;
 pub mod kubeconfig;
+pub mod kubectl;
 pub mod list;
 pub mod objects;
 pub mod own_pod;
@@ -19,6 +21,7 @@ pub mod resolve;
 pub mod secret;
 pub mod sign_in;
 pub mod spare;
+pub mod transports;
 pub mod upgrade;
 pub mod watch;
 pub mod websocket;

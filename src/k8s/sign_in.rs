@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::state::{Next, Phase, State};
-use super::credentials::Credential;
+use super::credential::Credential;
 use crate::telemetry::PLUGIN;
 
 /// Timeout of a sign-in; MFA may need a phone.

@@ -23,34 +23,25 @@ use std::{sync::Arc, time::Duration};
 use http::HeaderMap;
 use tokio::time::{Instant, timeout};
 
-pub use self::attempts::Memory;
 use self::{
     attempts::{Failure, Switched},
     choice::Verdict,
     request::{Answer, Asked, Refusal},
 };
+pub use super::transports::Transport;
 use crate::{
     config::{Namespace, Subdomain},
     io::BoxedIo,
     k8s::{
         ClusterError,
         client::Cluster,
-        credentials::{Credential, Renewal},
+        credential::Credential,
+        credentials::Renewal,
         dial::{CONNECT_TIMEOUT, ConnectError},
+        transports::Memory,
         websocket::byte_stream::WebSocketIo,
     },
 };
-
-/// Transport of a port-forward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// Plain SPDY frames after the 101.
-    Spdy,
-    /// SPDY frames in binary WebSocket messages.
-    WebSocket,
-    /// No SPDY: one WebSocket per connection into the pod.
-    Channels,
-}
 
 impl choice::Transport for Transport {
     const ALL: &[Self] = &[Self::Spdy, Self::WebSocket, Self::Channels];

@@ -5,7 +5,7 @@ use std::{fmt, fs, io, ops::RangeInclusive, path::Path};
 use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
-use super::expose::authorize::is_pattern;
+use super::pattern::is_pattern;
 use crate::{
     random,
     wire::relay::{Digest, Token},

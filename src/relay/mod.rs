@@ -20,6 +20,7 @@ pub mod conversation;
 pub mod expose;
 pub mod front;
 mod page;
+mod pattern;
 mod personal;
 pub mod ports;
 pub mod reservations;

@@ -114,7 +114,7 @@ impl Root {
         let record = self.in_records(folder);
         match record.exists() {
             true => Ok(()),
-            false => atomic_file::write(&record, super::variables::pem(&self.certificate).as_bytes(), 0o644),
+            false => atomic_file::write(&record, pem(&self.certificate).as_bytes(), 0o644),
         }
     }
 
@@ -365,6 +365,14 @@ fn permitted(names: &[String]) -> Vec<String> {
 
 fn permits(names: &[String], host: &str) -> bool {
     names.iter().any(|name| host == name || host.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.')))
+}
+
+/// Returns a certificate as PEM.
+pub(super) fn pem(certificate: &[u8]) -> String {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    let text = BASE64_STANDARD.encode(certificate);
+    let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use data_encoding::HEXLOWER;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use sha2::{Digest, Sha256};
 
-use super::Authority;
+use super::authority::{Authority, pem};
 use crate::atomic_file;
 
 /// Start and end of a CA bundle's name. With additional sources, their digest is in between.
@@ -166,14 +166,6 @@ fn write_bundle(
         Ok(there) if there == text.as_bytes() => Ok(()),
         _ => atomic_file::write(file, text.as_bytes(), 0o644),
     }
-}
-
-/// Returns a certificate as PEM.
-pub(super) fn pem(certificate: &[u8]) -> String {
-    use base64::{Engine, prelude::BASE64_STANDARD};
-    let text = BASE64_STANDARD.encode(certificate);
-    let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
 #[cfg(test)]

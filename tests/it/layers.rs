@@ -148,56 +148,86 @@ fn only_one_file_knows_yaml() {
     assert_eq!(users, [PathBuf::from("config/file.rs")]);
 }
 
-/// The parts of the HTTP frontend must not have circular dependencies again.
+/// Circles of parts that are allowed, by folder.
+const CIRCLES: &[(&str, &[&str])] = &[
+    // A shared port belongs to its server, and serves with the tunnels of that server.
+    ("relay", &["backend", "personal", "server"]),
+    // A stream retries on the lease that opened it, and the task of a tunnel ends all its streams.
+    ("tunnel", &["lease", "stream", "streams", "task"]),
+];
+
 #[test]
-fn parts_of_the_http_front_do_not_use_each_other_in_a_circle() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/frontend/http");
-    let files: Vec<(String, PathBuf)> = rust_files(&folder)
-        .into_iter()
-        .map(|file| (module_of(&folder, &file), file))
-        .filter(|(part, _)| part != "tests")
+fn parts_of_a_module_do_not_use_each_other_in_a_circle() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut folders: Vec<String> = fs::read_dir(&src)
+        .expect("a readable folder")
+        .map(|entry| entry.expect("a readable entry").path())
+        .filter(|path| path.is_dir())
+        .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
         .collect();
-    let parts: BTreeSet<&str> = files.iter().map(|(part, _)| part.as_str()).collect();
-    let mut uses: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for (part, file) in &files {
-        let text = fs::read_to_string(file).expect("a source file is readable");
-        let used = parts_used(production_part(&text), &parts);
-        uses.entry(part).or_default().extend(used.into_iter().filter(|used| used != part));
+    folders.push("frontend/http".to_owned());
+    for folder in &folders {
+        let uses = uses_of_parts(&src, folder);
+        let allowed = CIRCLES.iter().find(|(of, _)| of == folder).map_or(&[][..], |(_, parts)| parts);
+        let circle = in_circles(&uses);
+        assert!(circle.iter().eq(allowed), "{folder}: the parts {circle:?} use each other in a circle: {uses:?}");
     }
-    assert!(uses["access"].contains("body") && uses["upstream"].contains("http2"), "uses are seen: {uses:?}");
-    // Remove parts that use no remaining part, until none is left.
-    while let Some(free) = uses.iter().find(|(_, used)| used.iter().all(|part| !uses.contains_key(part))) {
-        let free = *free.0;
-        uses.remove(free);
-    }
-    assert!(uses.is_empty(), "a circle, and what uses it: {uses:?}");
+    assert!(uses_of_parts(&src, "frontend/http")["upstream"].contains("http2"), "uses are seen");
+    assert!(uses_of_parts(&src, "k8s")["client"].contains("error"), "re-exports are seen");
 }
 
-/// Returns which of `parts` the `use` declarations of this crate name.
-fn parts_used<'a>(text: &str, parts: &BTreeSet<&'a str>) -> BTreeSet<&'a str> {
-    let ours = ["use super::", "use crate::", "use self::", "pub use "];
-    let mut used = BTreeSet::new();
-    for declaration in text.split(';').map(|part| part.trim_start_matches(|c: char| c.is_whitespace())) {
-        let at = ours.iter().filter_map(|start| declaration.find(start)).min();
-        let Some(declaration) = at.map(|at| &declaration[at..]) else { continue };
-        let declaration = if declaration.starts_with("use crate::") { of_the_front(declaration) } else { declaration };
-        let words = declaration.split(|c: char| !c.is_alphanumeric() && c != '_');
-        used.extend(words.filter_map(|word| parts.get(word)));
+/// Returns the parts of a module, which are the files and folders in its folder, each with the others that it uses.
+fn uses_of_parts(src: &Path, folder: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let module: Vec<&str> = folder.split('/').collect();
+    let files: Vec<(Vec<String>, String)> = rust_files(&src.join(folder))
+        .into_iter()
+        .map(|file| (path_of(src, &file), fs::read_to_string(file).expect("a source file is readable")))
+        .filter(|(path, _)| path.get(module.len()).is_some_and(|part| part != "tests"))
+        .collect();
+    let parts: BTreeSet<&String> = files.iter().map(|(path, _)| &path[module.len()]).collect();
+    let root = [src.join(folder).join("mod.rs"), src.join(format!("{folder}.rs"))];
+    let root = root.iter().find_map(|file| fs::read_to_string(file).ok()).expect("a module has a file");
+    let exported: BTreeMap<String, String> = paths(&root, &["pub use "])
+        .into_iter()
+        .filter_map(|path| Some((path.last()?.clone(), path.into_iter().find(|name| parts.contains(name))?)))
+        .collect();
+    let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (path, text) in &files {
+        let part = &path[module.len()];
+        let used = paths(production_part(text), &["crate::", "self::", "super::"]).into_iter().filter_map(|used| {
+            let ups = used.iter().filter(|name| *name == "super").count();
+            let base = if used[0] == "crate" { &[][..] } else { &path[..path.len().checked_sub(ups)?] };
+            let names = used.into_iter().filter(|name| !["crate", "self", "super"].contains(&name.as_str()));
+            let whole: Vec<String> = base.iter().cloned().chain(names).collect();
+            let name = whole.get(module.len()).filter(|_| whole.iter().zip(&module).all(|(a, b)| a == b))?;
+            parts.contains(name).then_some(name).or_else(|| exported.get(name)).cloned()
+        });
+        uses.entry(part.clone()).or_default().extend(used.filter(|used| used != part));
     }
-    used
+    uses
 }
 
-/// Returns what a declaration takes from `frontend::http`. Other modules may have parts with the same names.
-fn of_the_front(declaration: &str) -> &str {
-    let Some((_, taken)) = declaration.split_once("http::") else { return "" };
-    let end = if taken.starts_with('{') { '}' } else { ',' };
-    taken.split(end).next().unwrap_or(taken)
+/// Returns the parts that reach themselves.
+fn in_circles(uses: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<&str> {
+    let reaches_itself = |part: &&String| {
+        let (mut reached, mut next) = (BTreeSet::new(), vec![*part]);
+        while let Some(from) = next.pop() {
+            next.extend(uses[from].iter().filter(|to| reached.insert(to.as_str())));
+        }
+        reached.contains(part.as_str())
+    };
+    uses.keys().filter(reaches_itself).map(String::as_str).collect()
 }
 
 #[test]
 fn groups_and_paths_are_both_seen() {
     let text = "use crate::{\n    io::{BoxedIo, splice},\n    routing::Target,\n};\nfn f(_: crate::drain::Drain) {}";
     assert_eq!(used_modules(text), BTreeSet::from(["drain", "io", "routing"].map(String::from)));
+    let found: Vec<String> = paths("use super::{\n    a::{self, B as C},\n    d,\n};", &["super::"])
+        .iter()
+        .map(|path| path.join("/"))
+        .collect();
+    assert_eq!(found, ["super/a/self", "super/a/B", "super/d"]);
 }
 
 /// Returns the source files below a folder, without files of unit tests, which may use more modules.
@@ -226,43 +256,50 @@ fn production_part(text: &str) -> &str {
     text.split("\n#[cfg(test)]\nmod tests").next().unwrap()
 }
 
+/// Returns the path of a file's module below `crate`.
+fn path_of(src: &Path, file: &Path) -> Vec<String> {
+    let names = file.strip_prefix(src).unwrap().iter().map(|name| name.to_str().unwrap().trim_end_matches(".rs"));
+    names.filter(|name| *name != "mod").map(str::to_owned).collect()
+}
+
 /// Returns the first segment of every `crate::` path, also in braces.
 fn used_modules(text: &str) -> BTreeSet<String> {
+    paths(text, &["crate::"]).into_iter().filter_map(|path| path.into_iter().nth(1)).collect()
+}
+
+/// Returns the paths that begin with one of the texts; a tree `{...}` is several. `pub use ` itself is left out.
+fn paths(text: &str, starts: &[&str]) -> Vec<Vec<String>> {
     let code: String =
         text.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect();
-    let mut used = BTreeSet::new();
-    for (at, found) in code.match_indices("crate::") {
-        let rest = &code[at + found.len()..];
-        match rest.strip_prefix('{') {
-            Some(group) => used.extend(heads(group)),
-            None => used.extend(head(rest)),
+    let is_name = |character: char| character.is_alphanumeric() || character == '_' || character == ':';
+    let mut paths = Vec::new();
+    for start in starts {
+        for (at, _) in code.match_indices(start).filter(|(at, _)| !code[..*at].ends_with(is_name)) {
+            tree(code[at..].trim_start_matches("pub use "), &[], &mut paths);
         }
     }
-    used
+    paths
 }
 
-/// Returns the heads of the paths in a `{...}` group, given the text after its opening brace.
-fn heads(group: &str) -> Vec<String> {
-    let mut depth = 0;
-    let mut heads = Vec::new();
-    let mut at_start = true;
-    for (at, character) in group.char_indices() {
-        match character {
-            '{' => depth += 1,
-            '}' if depth == 0 => break,
-            '}' => depth -= 1,
-            ',' if depth == 0 => at_start = true,
-            _ if at_start && character.is_alphabetic() => {
-                heads.extend(head(&group[at..]));
-                at_start = false;
+/// Adds the paths of a `use` tree, or of one path. Returns the text behind it.
+fn tree<'a>(text: &'a str, before: &[String], paths: &mut Vec<Vec<String>>) -> &'a str {
+    if let Some(mut rest) = text.strip_prefix('{') {
+        loop {
+            rest = rest.trim_start_matches(|character: char| character.is_whitespace() || character == ',');
+            match rest.strip_prefix('}') {
+                Some(behind) => return behind,
+                None if rest.is_empty() => return rest,
+                None => rest = tree(rest, before, paths).trim_start_matches(|character| !",}".contains(character)),
             }
-            _ => {}
         }
     }
-    heads
-}
-
-fn head(path: &str) -> Option<String> {
-    let end = path.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(path.len());
-    (end > 0).then(|| path[..end].to_owned())
+    let end = text.find(|character: char| !character.is_alphanumeric() && character != '_').unwrap_or(text.len());
+    let path: Vec<String> = before.iter().cloned().chain([text[..end].to_owned()]).collect();
+    match text[end..].strip_prefix("::") {
+        Some(rest) => tree(rest, &path, paths),
+        None => {
+            paths.push(path);
+            &text[end..]
+        }
+    }
 }

@@ -17,7 +17,7 @@ use super::{
     ways,
 };
 use crate::{
-    admin::status::{Facts, LocalStatus, Source},
+    admin::api::source::{Facts, LocalStatus, Source},
     config::{ContextName, validate::says_production},
     journal::{self, Entry, Happened, Percentiles},
     telemetry::Line,

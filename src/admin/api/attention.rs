@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::answers::{SignIn, time};
 pub use crate::config::shell::quoted;
 use crate::{
-    admin::status::{Facts, Source},
+    admin::api::source::{Facts, Source},
     config::{ContextName, KubeconfigPaths, PortRef, Workload, shell::adit},
     k8s::client::Health,
     routing::{Router, Target},

@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use super::{answers::time, attention::quoted};
 use crate::journal::{
     Entry, Journal, Kind,
-    exchange::{Exchange, Head, KeptBody},
+    exchange::{Exchange, Head},
     hidden,
+    recorder::KeptBody,
 };
 
 /// Details of a request that its row does not show.

@@ -37,8 +37,8 @@ use super::{
 };
 use crate::{
     admin::{
+        api::source::Source,
         http::{Body, endless, respond},
-        status::Source,
     },
     journal,
 };

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::{FORMAT, answers::Problem, failure, json, problem};
 use crate::{
     admin::{
+        api::source::Source,
         http::{Body, empty, endless},
-        status::Source,
     },
     io::{
         BoxedIo,

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     admin::{
+        api::source::Source,
         http::{Body, NO_CONTENT, empty},
-        status::Source,
     },
     journal::{Entry, exchange::ReplayOf, hidden},
 };

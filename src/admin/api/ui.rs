@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{FORMAT, failure, json};
 use crate::{
-    admin::{http::Body, status::Source},
+    admin::{api::source::Source, http::Body},
     config::DASHBOARD_HOST,
 };
 

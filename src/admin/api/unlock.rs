@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::{FORMAT, failure, json};
 use crate::{
-    admin::{http::Body, status::Source},
+    admin::{api::source::Source, http::Body},
     guard::locks::LONGEST,
 };
 

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use super::{attention::quoted, services};
 use crate::{
     config::{PortRef, Workload},
-    k8s::{ServicePort, error},
+    k8s::{ServicePort, kubectl::kubectl as of_context},
     routing::{PodTarget, Router, Target},
 };
 
@@ -190,7 +190,7 @@ pub fn kubectl(target: &Target, ports: Option<(u16, u16)>) -> Option<String> {
         Workload::Address(_) => return None,
     };
     let namespace = &pods.namespace;
-    Some(format!("{} -n {namespace} port-forward {object} :{port}", error::kubectl(&pods.cluster)))
+    Some(format!("{} -n {namespace} port-forward {object} :{port}", of_context(&pods.cluster)))
 }
 
 #[cfg(test)]

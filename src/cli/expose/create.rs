@@ -13,7 +13,7 @@ use tracing::info;
 use super::find::{KEYS, Relay};
 use crate::{
     cli::report::{CliError, print},
-    config::{Namespace, defaults::RELAY_PORT},
+    config::{Namespace, RELAY_PORT},
     k8s::{
         client::{AskError, Cluster},
         own_pod, pods,

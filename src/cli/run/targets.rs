@@ -9,7 +9,6 @@ use std::{
 use futures::future::join_all;
 use tokio::net::TcpListener;
 
-use super::progress::Progress;
 use crate::{
     app::{
         opened::{self, Opened, is_name},
@@ -17,6 +16,7 @@ use crate::{
     },
     cli::{
         Globals,
+        progress::Progress,
         report::CliError,
         running::{self, Running},
     },

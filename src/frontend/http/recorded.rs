@@ -15,7 +15,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tower::BoxError;
 
 use super::body::Body;
-use crate::journal::exchange::KeptBody;
+use crate::journal::recorder::KeptBody;
 
 /// Number of bytes that a client has sent in a body.
 pub type Sent = Arc<AtomicU64>;

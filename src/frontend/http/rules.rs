@@ -1,50 +1,9 @@
 //! Rules for requests to a context: those of the configuration, unless `adit unlock` has lifted them.
 
-use http::{Method, Request, StatusCode};
+use http::{Request, StatusCode};
 
 use super::{HttpFrontend, body::Body, error_page::Page, upgrade};
-use crate::{
-    config::{Config, ContextName},
-    error_code::ErrorCode,
-    journal::exchange::ReplayOf,
-    routing::Route,
-};
-
-/// Methods that a context accepts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReadOnly {
-    pub context: ContextName,
-    /// Name of the context on the command line.
-    pub alias: String,
-    pub methods: Vec<Method>,
-}
-
-impl ReadOnly {
-    /// Returns the rule for a route. `None`: its context accepts every method. If several aliases name the context, all their
-    /// rules apply.
-    pub fn of(config: &Config, route: &Route) -> Option<Self> {
-        let context = &route.target.pods()?.cluster.context;
-        let rules = config.contexts.iter().filter(|(_, alias)| alias.name == *context);
-        let mut rules = rules.filter_map(|(name, alias)| Some((name, alias.methods.as_ref()?)));
-        let (alias, methods) = rules.next()?;
-        let mut methods = methods.clone();
-        for (_, more) in rules {
-            methods.retain(|method| more.contains(method));
-        }
-        Some(Self { context: context.clone(), alias: alias.clone(), methods })
-    }
-
-    /// Returns the command that lifts the rules for a while.
-    pub fn unlock(&self) -> String {
-        format!("adit unlock {} --for 15m", self.alias)
-    }
-
-    /// Returns the rule as a sentence.
-    pub fn title(&self) -> String {
-        let methods: Vec<&str> = self.methods.iter().map(Method::as_str).collect();
-        format!("context {} allows only {}", self.context, methods.join(", "))
-    }
-}
+use crate::{error_code::ErrorCode, frontend::read_only::ReadOnly, journal::exchange::ReplayOf, routing::Route};
 
 impl HttpFrontend {
     /// Returns whether the context of a route accepts only some methods at the moment.

@@ -9,10 +9,10 @@ use http::{
     uri::{self, Authority},
 };
 
-use super::{body::Body, error_page::Page, pac, pages, rules::ReadOnly};
+use super::{body::Body, error_page::Page, pac, pages};
 use crate::{
     config::{Elsewhere, HttpOptions},
-    frontend::{door::Door, forward::Asked},
+    frontend::{door::Door, forward::Asked, read_only::ReadOnly},
     routing::{Route, RouteError, Router, table},
     wire::connect::{Credentials, basic},
 };

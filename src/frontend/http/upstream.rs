@@ -26,8 +26,8 @@ use self::{
 };
 use super::{
     super::{
+        backend_tls::ClientConfigs,
         protocol::{self, Asks, Protocols},
-        tls::backend::ClientConfigs,
     },
     body::Body,
 };

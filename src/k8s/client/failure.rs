@@ -7,7 +7,7 @@ use kube::core::Status;
 use super::{Cluster, answer::Unexpected, authorize::NotSignedIn};
 use crate::{
     config::shell::quoted,
-    k8s::{ClusterError, Namespaces, credentials::Credential, reach, sign_in::Failure},
+    k8s::{ClusterError, Namespaces, credential::Credential, reach, sign_in::Failure},
     printable::printable,
 };
 

@@ -18,15 +18,15 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    Credential, bearer,
-    exec_credential::{self, Version},
-};
+use super::exec_credential::{self, Version};
 use crate::{
-    k8s::sign_in::{Failure, Issuer, Say},
+    k8s::{
+        credential::{Credential, bearer},
+        sign_in::{Failure, Issuer, Say},
+    },
     secrets::is_secret_name,
     telemetry::said::{Secrets, clean},
-    tls::{certificate::Certificate, identity},
+    tls::{certificate::Certificate, identity, reason},
 };
 
 /// Maximum length of the output, in bytes. kubectl has no limit, and this one only bounds the memory.
@@ -260,10 +260,7 @@ fn words(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "it is not executable".to_owned(),
         io::ErrorKind::NotFound => "it, or the interpreter in its first line, does not exist".to_owned(),
-        _ => {
-            let text = error.to_string();
-            text.split(" (os error").next().unwrap_or_default().to_lowercase()
-        }
+        _ => reason(error),
     }
 }
 

@@ -24,10 +24,12 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use self::provider::{Client, Tokens};
-use super::{Credential, bearer, chain};
 use crate::{
-    k8s::sign_in::{Failure, Issuer, Say},
-    tls::bundle::Bundle,
+    k8s::{
+        credential::{Credential, bearer, chain},
+        sign_in::{Failure, Issuer, Say},
+    },
+    tls::{bundle::Bundle, reason},
 };
 
 const ISSUER: &str = "idp-issuer-url";
@@ -207,10 +209,7 @@ fn ca(settings: &Settings) -> Result<Option<(&'static str, Vec<u8>)>, String> {
         // As in client-go, a relative path is relative to the working directory.
         (None, Some(path)) => {
             let read = fs::read(path);
-            Some((
-                CA_FILE,
-                read.map_err(|error| format!("cannot read its {CA_FILE} {path}: {}", super::words(&error)))?,
-            ))
+            Some((CA_FILE, read.map_err(|error| format!("cannot read its {CA_FILE} {path}: {}", reason(&error)))?))
         }
         (None, None) => None,
     })

@@ -18,7 +18,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Credential, bearer, chain};
+use crate::k8s::credential::{Credential, bearer, chain};
 
 /// Interval between reads. A kubelet renews such files long before the old token expires.
 const PERIOD: Duration = Duration::from_secs(60);

@@ -7,10 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use base64::{
-    Engine, alphabet,
-    engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig},
-};
+use base64::Engine;
 use http::{HeaderMap, header::AUTHORIZATION};
 use kube::config::AuthInfo;
 use rustls::{crypto::CryptoProvider, sign::CertifiedKey};
@@ -21,23 +18,24 @@ use super::{
     merge::Merged,
     plugin,
     server::{self, Server},
+    shape::LENIENT,
     stored::Stored,
 };
 use crate::{
     config::ContextName,
     k8s::{
         ClusterError,
+        credential::{Credential, basic, bearer},
         credentials::{
-            Credential, Login, basic, bearer,
+            Login,
             exec_credential::Version,
             oidc::{self, Oidc},
             token_file::TokenFile,
-            words,
         },
         exec_path::ExecPath,
         proxy::{self, Environment},
     },
-    tls::{bundle::Bundle, identity},
+    tls::{bundle::Bundle, identity, reason},
 };
 
 /// Cluster and user of a context, ready for a client.
@@ -202,17 +200,13 @@ fn stored(merged: &Merged, user: &str) -> Stored {
     Stored { file: merged.file_of_user(user).cloned().unwrap_or_default(), user: user.to_owned() }
 }
 
-/// Base64 as in Go: unused bits in the last character may have any value.
-pub(super) const LENIENT: GeneralPurpose =
-    GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true));
-
 /// Returns the content of `KEY-data`, or of the file in `KEY`.
 pub(super) fn pem(key: &str, data: Option<&str>, path: Option<&str>) -> Result<Option<Vec<u8>>, String> {
     match (data, path) {
         (Some(data), _) => LENIENT.decode(data).map(Some).map_err(|_| format!("{key}-data is not valid base64")),
         (None, Some(path)) => match fs::read(path) {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(error) => Err(format!("cannot read the {key} {path}: {}", words(&error))),
+            Err(error) => Err(format!("cannot read the {key} {path}: {}", reason(&error))),
         },
         (None, None) => Ok(None),
     }
@@ -233,5 +227,5 @@ pub(super) fn open_token(
     identity: Option<Arc<CertifiedKey>>,
 ) -> Result<TokenFile, String> {
     TokenFile::open(PathBuf::from(&path), otherwise, identity)
-        .map_err(|error| format!("cannot use the token file {path}: {}", words(&error)))
+        .map_err(|error| format!("cannot use the token file {path}: {}", reason(&error)))
 }

@@ -90,7 +90,7 @@ mod tests {
     use super::*;
     use crate::{
         config::KubeconfigPaths,
-        k8s::kubeconfig::{Files, IN_CLUSTER},
+        k8s::{kubeconfig::Files, kubectl::IN_CLUSTER},
     };
 
     fn pod(folder: &tempfile::TempDir) -> Pod {

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{config::file::foreign, k8s::credentials::words};
+use crate::{config::file::foreign, tls::reason};
 
 /// Returns the user's file: `$KUBERC`, else `~/.kube/kuberc`. `None`: `KUBERC=off`.
 pub(super) fn path() -> Option<PathBuf> {
@@ -39,7 +39,7 @@ impl Policy {
         match fs::read_to_string(path) {
             Ok(text) => Self::parse(&text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::All),
-            Err(error) => Err(format!("cannot read it: {}", words(&error))),
+            Err(error) => Err(format!("cannot read it: {}", reason(&error))),
         }
     }
 

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::shape;
 use crate::{
     config::file::{first_document, foreign, with_line_feeds},
-    k8s::credentials::words,
+    tls::reason,
 };
 
 /// Lists of named entries, the key with each entry's content, and the keys of paths in it.
@@ -40,7 +40,7 @@ impl Files {
         match self.content(path) {
             Ok(bytes) => parse(&text(&bytes)?, path.parent().unwrap_or(Path::new("."))).map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(format!("cannot read it: {}", words(&error))),
+            Err(error) => Err(format!("cannot read it: {}", reason(&error))),
         }
     }
 

@@ -7,8 +7,8 @@ use std::{
 
 use kube::config::{Context, Kubeconfig};
 
-use super::{UNNAMED, load::Files};
-use crate::config::KubeconfigPaths;
+use super::load::Files;
+use crate::{config::KubeconfigPaths, k8s::kubectl::UNNAMED};
 
 /// Merged files, with the file of each entry.
 #[derive(Debug, Default)]

@@ -4,7 +4,7 @@ use http::{HeaderValue, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
 use crate::k8s::{
-    credentials::basic,
+    credential::basic,
     proxy::{credentials, without_password},
 };
 

@@ -3,11 +3,17 @@
 
 use std::collections::HashSet;
 
-use base64::Engine;
+use base64::{
+    Engine, alphabet,
+    engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig},
+};
 use serde_json::{Map, Value};
 
-use super::access::LENIENT;
 use crate::config::file::edit::{self, Step};
+
+/// Base64 as in Go: unused bits in the last character may have any value.
+pub(super) const LENIENT: GeneralPurpose =
+    GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true));
 
 /// A type of client-go's `clientcmd/api/v1`.
 enum Shape {

@@ -11,10 +11,8 @@ use super::load;
 use crate::{
     atomic_file,
     config::file::edit::{self, Step},
-    k8s::credentials::{
-        oidc::{Settings, Store},
-        words,
-    },
+    k8s::credentials::oidc::{Settings, Store},
+    tls::reason,
 };
 
 /// Location of the settings.
@@ -66,7 +64,7 @@ impl Stored {
     }
 
     fn unwritable(&self, error: &io::Error) -> String {
-        format!("{} cannot be written: {}", self.file.display(), words(error))
+        format!("{} cannot be written: {}", self.file.display(), reason(error))
     }
 }
 
@@ -83,7 +81,7 @@ impl Lock {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(format!("another program has locked it: delete {} if none is running", path.display()))
             }
-            Err(error) => Err(format!("{} cannot be written: {}", path.display(), words(&error))),
+            Err(error) => Err(format!("{} cannot be written: {}", path.display(), reason(&error))),
         }
     }
 }

@@ -17,7 +17,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::Failure;
-use crate::k8s::credentials::Credential;
+use crate::k8s::credential::Credential;
 
 /// Pause after the first failure, and longest pause: a person fixes the cause by hand, and reloads a page.
 const FIRST: Duration = Duration::from_secs(2);

@@ -1,14 +1,10 @@
 //! Requests an upgrade with one transport after the other, as [`choice`] decides, and remembers the one that works.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
     select,
-    task::JoinSet,
     time::{Instant, sleep_until, timeout},
 };
 use tracing::debug;
@@ -22,25 +18,11 @@ use super::{
 };
 use crate::{
     io::BoxedIo,
-    k8s::{ClusterError, client::Cluster, credentials::Credential},
+    k8s::{ClusterError, client::Cluster, credential::Credential, transports::Memory},
 };
 
 /// How long to wait for late answers of attempts after another one has won.
 const LATE: Duration = Duration::from_secs(10);
-
-/// Transport that works in a context, learned from upgrades.
-pub struct Memory<T> {
-    worked: Arc<Mutex<Option<T>>>,
-    /// Attempts without an answer yet. A late answer means that the server was slow, and that no gateway swallows the
-    /// transport.
-    late: Mutex<JoinSet<()>>,
-}
-
-impl<T> Default for Memory<T> {
-    fn default() -> Self {
-        Self { worked: Arc::default(), late: Mutex::default() }
-    }
-}
 
 /// An answered attempt.
 type Answered<T> = (T, hyper::Result<Answer>);
@@ -208,6 +190,8 @@ impl<T: Transport> Memory<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use tokio::io::duplex;
 
     use super::*;

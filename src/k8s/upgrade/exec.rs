@@ -6,6 +6,8 @@ use http::HeaderMap;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::Instant;
 
+pub use crate::k8s::transports::ExecTransport;
+
 use super::{
     Act, CHANNELS_PROTOCOL, UpgradeError, choice, probation,
     request::{Answer, Asked},
@@ -19,13 +21,6 @@ use crate::{
 /// v5 can close stdin alone.
 const V5_PROTOCOL: &str = "v5.channel.k8s.io";
 const PROTOCOLS: &str = "v5.channel.k8s.io, v4.channel.k8s.io";
-
-/// Transport of an exec.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExecTransport {
-    WebSocket,
-    Spdy,
-}
 
 impl choice::Transport for ExecTransport {
     const ALL: &[Self] = &[Self::WebSocket, Self::Spdy];

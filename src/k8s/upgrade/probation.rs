@@ -15,11 +15,11 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{Answer, Asked, Memory, Transport, asked, choice, dial_as, path};
+use super::{Answer, Asked, Transport, asked, choice, dial_as, path};
 use crate::{
     config::{Namespace, Subdomain},
     io::BoxedIo,
-    k8s::{client::Cluster, websocket::byte_stream::WebSocketIo},
+    k8s::{client::Cluster, transports::Memory, websocket::byte_stream::WebSocketIo},
     wire::spdy::frame,
 };
 

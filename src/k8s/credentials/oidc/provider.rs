@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 use crate::{
     k8s::{
-        credentials::basic,
+        credential::basic,
         dial::Dialer,
         proxy::{self, Environment},
         reach,

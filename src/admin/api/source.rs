@@ -10,11 +10,9 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    api::{feed::Feed, open::Opener, replay::Replayer},
-    keys::Keys,
-};
+use super::{feed::Feed, open::Opener, replay::Replayer};
 use crate::{
+    admin::keys::Keys,
     config::{ContextName, LocalPort},
     drain::Drain,
     guard::locks::Locks,
