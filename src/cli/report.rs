@@ -58,7 +58,7 @@ impl CliError {
     /// Adds a hint to run `adit doctor` for the target, with the options of this command; not if the command line is wrong.
     pub fn doctor(mut self, globals: &super::Globals, target: &str) -> Self {
         if self.code != 2 {
-            let advice = format!("{} {}", globals.command("doctor"), super::doctor::report::quoted(target));
+            let advice = format!("{} {}", globals.command("doctor"), crate::config::shell::quoted(target));
             self.hint = Some(self.hint.map_or_else(|| advice.clone(), |hint| format!("{hint}\nhint: {advice}")));
         }
         self
