@@ -100,11 +100,42 @@ fn show(args: &Args, mut rows: Vec<Service>) -> Result<bool, CliError> {
         None => {
             let mut lines = vec![["NAME", "PORT", "URL"].map(str::to_owned).to_vec()];
             let or_none = |cell: String| if cell.is_empty() { "-".to_owned() } else { cell };
-            lines.extend(
-                rows.into_iter().map(|row| vec![row.name, or_none(row.port.unwrap_or_default()), or_none(row.url)]),
-            );
+            lines.extend(rows.into_iter().map(|row| {
+                let address = address(&row);
+                vec![row.name, or_none(row.port.unwrap_or_default()), or_none(address)]
+            }));
             print(&table(&lines))?;
         }
     }
     Ok(is_empty)
+}
+
+/// Returns the URL of a row. Only the address, if its protocol has no URL or is not known.
+fn address(row: &Service) -> String {
+    match row.url.split_once("://") {
+        Some(("tcp" | "tls", address)) => address.to_owned(),
+        Some((_, address)) if ["unknown", "tcp"].contains(&&*row.speaks) => address.trim_end_matches('/').to_owned(),
+        _ => row.url.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_protocols_with_urls_have_a_url() {
+        for (speaks, url, shown) in [
+            ("http", "http://web.shop.localhost:8989/", "http://web.shop.localhost:8989/"),
+            ("grpc", "http://api.shop.localhost:8989/", "http://api.shop.localhost:8989/"),
+            ("unknown", "http://7001.tools.shop.localhost:8989/", "7001.tools.shop.localhost:8989"),
+            ("postgres", "postgresql://db.test:1/?sslmode=require", "postgresql://db.test:1/?sslmode=require"),
+            ("postgres", "tcp://127.0.0.1:15432", "127.0.0.1:15432"),
+            ("ssh", "", ""),
+            ("tcp", "tls://c.test:8443", "c.test:8443"),
+        ] {
+            let row = Service { speaks: speaks.to_owned(), url: url.to_owned(), ..Service::default() };
+            assert_eq!(address(&row), shown, "{speaks} {url}");
+        }
+    }
 }

@@ -122,7 +122,9 @@ pub async fn services(source: &Source) -> Html {
         html.element("td", ready.unwrap_or_default()).raw("<td>");
         match (&service.address, service.speaks.as_str()) {
             // A wildcard is not a URL.
-            (None, "http") if service.url.is_empty() => html.text("needs an alias of its context (contexts)"),
+            (None, "http" | "unknown") if service.url.is_empty() => {
+                html.text("needs an alias of its context (contexts)")
+            }
             (None, "http") if !service.name.starts_with('*') => html.link(&service.url, &service.url),
             (Some(address), _) => html.text(address),
             (None, _) => html.text(service.command.as_deref().unwrap_or("needs a route of tcp")),

@@ -14,7 +14,7 @@ use super::{greeting::end_with, read_only::ReadOnly};
 use crate::{
     config::{PortRef, Workload},
     io::{BoxedIo, prefixed::Prefixed, read_ahead::ReadAhead},
-    routing::{RouteError, Target},
+    routing::{PortProtocol, RouteError, Target},
     tunnel::{OpenError, StreamFault},
     wire::{
         database::{Database, is_resp, mysql_error, redis_error},
@@ -95,21 +95,14 @@ impl Refusal {
 
 /// Returns the database of a target, by the number or name of its port, the local port, or the name of its workload.
 pub fn database_of(target: &Target, local_port: u16) -> Option<Database> {
-    let by_number = |port: u16| match port {
-        5432 | 6432 => Some(Database::Postgres),
-        3306 | 33060 => Some(Database::MySql),
-        6379 => Some(Database::Redis),
-        _ => None,
+    let database = |protocol: PortProtocol| match protocol {
+        PortProtocol::Postgres => Some(Database::Postgres),
+        PortProtocol::MySql => Some(Database::MySql),
+        PortProtocol::Redis => Some(Database::Redis),
+        PortProtocol::MongoDb | PortProtocol::Ssh | PortProtocol::Other => None,
     };
-    let by_name = |name: &str| {
-        let has = |words: &[&str]| words.iter().any(|word| name.contains(word));
-        match name {
-            _ if has(&["postgres", "psql", "pgsql", "pgbouncer"]) => Some(Database::Postgres),
-            _ if has(&["mysql", "mariadb"]) => Some(Database::MySql),
-            _ if has(&["redis", "valkey"]) => Some(Database::Redis),
-            _ => None,
-        }
-    };
+    let by_number = |port: u16| PortProtocol::of_number(port).and_then(database);
+    let by_name = |name: &str| PortProtocol::of_name(name).and_then(database);
     let pods = target.pods();
     let of_port = pods.and_then(|pods| match (&pods.jump, &pods.port) {
         (Some(jump), _) => by_number(jump.target.port.get()),

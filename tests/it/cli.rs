@@ -216,7 +216,7 @@ async fn routes_and_urls_lead_to_services() {
         let shown = text(&routes.stdout);
         assert!(
             shown.contains("http://web.shop.localhost:8989/")
-                && shown.contains("http://7000.tools.shop.localhost:8989/"),
+                && shown.contains(" 7000.tools.shop.localhost:8989\n"),
             "{shown}{}",
             text(&routes.stderr)
         );

@@ -321,7 +321,8 @@ pub struct Service {
     pub from: String,
     pub context: Option<String>,
     pub namespace: Option<String>,
-    /// Protocol according to the port's name and number: `http`, `grpc`, `postgres`, `redis`, `mongodb`, `mysql` or `tcp`.
+    /// Protocol according to the port's name and number: `http`, `grpc`, `postgres`, `redis`, `mongodb`, `mysql`, `ssh`, `tcp` or
+    /// `unknown`.
     pub speaks: String,
     /// Id of its tunnel, open or not.
     pub tunnel: Option<String>,

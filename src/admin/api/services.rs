@@ -197,7 +197,7 @@ fn speaks(destination: &Destination) -> Speaks {
         (None, PortRef::Name(name)) => Speaks::of(&port(0, Some(name.to_string()))),
         (None, PortRef::Auto | PortRef::Https) => Speaks::Tcp,
     };
-    if speaks == Speaks::Http { Speaks::Tcp } else { speaks }
+    if matches!(speaks, Speaks::Http | Speaks::Unknown) { Speaks::Tcp } else { speaks }
 }
 
 /// Context and names of the Services in a list.

@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use super::{attention::quoted, services};
 use crate::{
     config::{PortRef, Workload},
-    k8s::{ServicePort, kubectl::kubectl as of_context},
-    routing::{PodTarget, Router, Target},
+    k8s::{ServicePort, kubectl::kubectl as of_context, ports::is_web},
+    routing::{PodTarget, PortProtocol, Router, Target},
 };
 
 /// Protocol that a port declares by its name, number or appProtocol.
@@ -18,31 +18,32 @@ pub enum Speaks {
     Redis,
     MongoDb,
     MySql,
+    Ssh,
     Tcp,
+    /// Nothing says which: HTTP, as a client may find out.
+    Unknown,
 }
 
 impl Speaks {
     /// Returns the protocol according to the port's appProtocol, name and number.
     pub fn of(port: &ServicePort) -> Self {
-        let words = [&port.app_protocol, &port.name];
-        let says = |names: &[&str]| {
-            let mut words = words.iter().filter_map(|word| word.as_deref()).map(str::to_ascii_lowercase);
-            words.any(|word| names.iter().any(|name| word.contains(name)))
-        };
-        match port.number {
-            _ if says(&["grpc"]) && !says(&["grpc-web"]) => Self::Grpc,
-            _ if port.hint().is_some() => Self::Http,
-            5432 => Self::Postgres,
-            _ if says(&["postgres", "psql", "pgsql"]) => Self::Postgres,
-            6379 => Self::Redis,
-            _ if says(&["redis", "valkey"]) => Self::Redis,
-            27017 => Self::MongoDb,
-            _ if says(&["mongo"]) => Self::MongoDb,
-            3306 => Self::MySql,
-            _ if says(&["mysql", "mariadb"]) => Self::MySql,
-            _ if says(&["tcp", "amqp", "mqtt", "kafka", "nats", "ldap", "smtp"]) => Self::Tcp,
-            4222 | 5671 | 5672 | 9042 | 9092 => Self::Tcp,
-            _ => Self::Http,
+        let words = || [&port.app_protocol, &port.name].into_iter().flatten();
+        let is_grpc = |word: &String| word.contains("grpc") && !word.contains("grpc-web");
+        if words().any(|word| is_grpc(&word.to_ascii_lowercase())) {
+            return Self::Grpc;
+        }
+        if port.hint().is_some() {
+            return Self::Http;
+        }
+        match words().find_map(|word| PortProtocol::of_name(word)).or_else(|| PortProtocol::of_number(port.number)) {
+            Some(PortProtocol::Postgres) => Self::Postgres,
+            Some(PortProtocol::MySql) => Self::MySql,
+            Some(PortProtocol::Redis) => Self::Redis,
+            Some(PortProtocol::MongoDb) => Self::MongoDb,
+            Some(PortProtocol::Ssh) => Self::Ssh,
+            Some(PortProtocol::Other) => Self::Tcp,
+            None if is_web(port) => Self::Http,
+            None => Self::Unknown,
         }
     }
 
@@ -54,13 +55,15 @@ impl Speaks {
             Self::Redis => "redis",
             Self::MongoDb => "mongodb",
             Self::MySql => "mysql",
+            Self::Ssh => "ssh",
             Self::Tcp => "tcp",
+            Self::Unknown => "unknown",
         }
     }
 
     /// Returns whether the HTTP listener serves this protocol by hostname.
     pub fn has_name(self) -> bool {
-        matches!(self, Self::Http | Self::Grpc | Self::Postgres)
+        matches!(self, Self::Http | Self::Grpc | Self::Postgres | Self::Unknown)
     }
 
     /// Returns the URL of a port of a Service: `http://…`, `postgresql://…` or, with a local address, `tcp://…`; empty if a
@@ -70,11 +73,11 @@ impl Speaks {
         let local = address.map(|address| format!("tcp://{address}"));
         let named = host.map(|host| format!("http://{host}:{listener}/"));
         match self {
-            Self::Http | Self::Grpc => named,
+            Self::Http | Self::Grpc | Self::Unknown => named,
             Self::Postgres => {
                 local.or_else(|| host.map(|host| format!("postgresql://{host}:{listener}/?sslmode=require")))
             }
-            Self::Redis | Self::MongoDb | Self::MySql => local,
+            Self::Redis | Self::MongoDb | Self::MySql | Self::Ssh => local,
             // The port may speak HTTP or TLS after all.
             Self::Tcp => local.or(named),
         }
@@ -86,7 +89,7 @@ impl Speaks {
     pub fn command(self, host: &str, listener: u16, address: Option<SocketAddr>) -> Option<String> {
         let at = |program: &dyn Fn(SocketAddr) -> String| address.map(program);
         match self {
-            Self::Http => Some(format!("curl {}", quoted(&format!("http://{host}:{listener}/")))),
+            Self::Http | Self::Unknown => Some(format!("curl {}", quoted(&format!("http://{host}:{listener}/")))),
             Self::Grpc => Some(format!("grpcurl -plaintext {} list", quoted(&format!("{host}:{listener}")))),
             Self::Postgres => {
                 at(&|to| format!("psql \"host={} port={} user=postgres\"", to.ip(), to.port())).or_else(|| {
@@ -98,6 +101,7 @@ impl Speaks {
             Self::Redis => at(&|to| format!("redis-cli -h {} -p {}", to.ip(), to.port())),
             Self::MongoDb => at(&|to| format!("mongosh mongodb://{to}/?directConnection=true")),
             Self::MySql => at(&|to| format!("mysql -h {} -P {} -u root -p", to.ip(), to.port())),
+            Self::Ssh => at(&|to| format!("ssh -p {} {}", to.port(), to.ip())),
             Self::Tcp => at(&|to| format!("nc {} {}", to.ip(), to.port())),
         }
     }
@@ -219,6 +223,10 @@ mod tests {
             (3306, "", "", Speaks::MySql),
             (5672, "", "", Speaks::Tcp),
             (1234, "tcp-x", "", Speaks::Tcp),
+            (22, "", "", Speaks::Ssh),
+            (2222, "ssh", "", Speaks::Ssh),
+            (7001, "", "", Speaks::Unknown),
+            (9090, "metrics", "", Speaks::Unknown),
         ] {
             assert_eq!(Speaks::of(&port(number, name, app_protocol)), speaks, "{number} {name} {app_protocol}");
         }
@@ -281,6 +289,7 @@ mod tests {
             (Speaks::Grpc, "http://x.localhost:8989/", "http://x.localhost:8989/"),
             (Speaks::Postgres, "postgresql://x.localhost:8989/?sslmode=require", "tcp://127.0.0.1:1"),
             (Speaks::Redis, "", "tcp://127.0.0.1:1"),
+            (Speaks::Ssh, "", "tcp://127.0.0.1:1"),
             (Speaks::Tcp, "http://x.localhost:8989/", "tcp://127.0.0.1:1"),
         ] {
             assert_eq!(speaks.url(Some("x.localhost"), 8989, None), by_name, "{speaks:?}");

@@ -13,6 +13,7 @@ use crate::{
     config::Scheme,
     io::BoxedIo,
     k8s::ServicePort,
+    routing::PortProtocol,
     tls::{certificate::Certificate, shown_certificate},
     wire::postgres::SSL_REQUEST,
 };
@@ -41,14 +42,11 @@ impl Speaks {
     /// Returns the likely protocol of a port, by its name and number.
     pub fn of(port: &ServicePort) -> Self {
         let name = port.name.as_deref().unwrap_or_default();
-        match (name, port.number) {
-            (name, _) if name.contains("postgres") || name.contains("pgsql") => Self::Postgres,
-            (name, _) if name.contains("redis") || name.contains("valkey") => Self::Redis,
-            (name, _) if name.contains("mysql") || name.contains("mariadb") => Self::MySql,
-            (_, 3306) => Self::MySql,
-            (_, 5432) => Self::Postgres,
-            (_, 6379) => Self::Redis,
-            (name, number) if TLS_PORTS.contains(&number) || name == "tls" || name.starts_with("tls-") => Self::Tls,
+        match PortProtocol::of_name(name).or_else(|| PortProtocol::of_number(port.number)) {
+            Some(PortProtocol::Postgres) => Self::Postgres,
+            Some(PortProtocol::Redis) => Self::Redis,
+            Some(PortProtocol::MySql) => Self::MySql,
+            _ if TLS_PORTS.contains(&port.number) || name == "tls" || name.starts_with("tls-") => Self::Tls,
             _ if port.hint() == Some(Scheme::Https) => Self::Tls,
             _ if crate::k8s::ports::is_web(port) => Self::Http,
             _ => Self::Other,

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 
-use crate::app::opened::Opened;
+use crate::{app::opened::Opened, routing::PortProtocol};
 
 /// A client that knows variables of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -30,36 +30,27 @@ impl Tool {
         }
     }
 
-    /// Returns the default port of its servers.
-    fn port(self) -> u16 {
+    fn protocol(self) -> PortProtocol {
         match self {
-            Self::Psql => 5432,
-            Self::Mysql => 3306,
-            Self::Redis => 6379,
-            Self::Mongo => 27017,
+            Self::Psql => PortProtocol::Postgres,
+            Self::Mysql => PortProtocol::MySql,
+            Self::Redis => PortProtocol::Redis,
+            Self::Mongo => PortProtocol::MongoDb,
         }
     }
 
-    /// Returns words that occur in the names of its servers' ports and Services.
-    fn words(self) -> &'static [&'static str] {
-        match self {
-            Self::Psql => &["postgres", "psql", "pg"],
-            Self::Mysql => &["mysql", "mariadb"],
-            Self::Redis => &["redis", "valkey"],
-            Self::Mongo => &["mongo"],
-        }
-    }
-
-    /// Returns the target for the tool: the only one, else the only one with the tool's default port, else the only one with one
-    /// of its words in the name.
+    /// Returns the target for the tool: the only one, else the only one with a port of its protocol, else the only one that
+    /// is named after it.
     pub fn choose(self, targets: &[Opened]) -> Option<&Opened> {
         let only = |is: &dyn Fn(&Opened) -> bool| {
             let mut found = targets.iter().filter(|target| is(target));
             found.next().filter(|_| found.next().is_none())
         };
-        let is_called = |text: &str| self.words().iter().any(|word| text.to_ascii_lowercase().contains(word));
+        let protocol = Some(self.protocol());
+        let is_called = |text: &str| PortProtocol::of_name(text) == protocol;
+        let is_numbered = |number| PortProtocol::of_number(number) == protocol;
         only(&|_| true)
-            .or_else(|| only(&|target| target.port.as_ref().is_some_and(|port| port.number == self.port())))
+            .or_else(|| only(&|target| target.port.as_ref().is_some_and(|port| is_numbered(port.number))))
             .or_else(|| {
                 only(&|target| {
                     let port = target.port.as_ref().and_then(|port| port.name.as_deref());

@@ -669,7 +669,7 @@ function services() {
   const total = h('span', {class: 'count', role: 'status'}), read = h('span', {class: 'count'}), problems = h('div');
   const tunnelOf = row => row.tunnel && state.tunnels.get(row.tunnel);
   const recent = row => { const tunnel = tunnelOf(row); return tunnel ? tunnel.recent_requests : 0; };
-  const hasUrl = row => row.url && row.speaks === 'http' && !row.name.startsWith('*');
+  const hasUrl = row => row.url && ['http', 'unknown'].includes(row.speaks) && !row.name.startsWith('*');
   const actions = row => {
     const list = [];
     if (hasUrl(row)) list.push(['Copy URL', () => copy(row.url, 'the URL')]);
