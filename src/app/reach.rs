@@ -130,12 +130,9 @@ impl Reach {
                         }
                         Err(error) => return Err(error),
                     },
-                    () = sleep(PAUSE) => {
-                        let trouble = self.forwards.tunnels().trouble(&route.target);
-                        if trouble.is_some() && trouble != last {
-                            trouble.iter().for_each(&told);
-                            last = trouble;
-                        }
+                    trouble = self.forwards.tunnels().next_trouble(&route.target, last.as_ref()) => {
+                        told(&trouble);
+                        last = Some(trouble);
                     }
                 }
             };

@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
 use super::{
     BUDGET,
@@ -46,6 +49,8 @@ struct Shared {
     drain: Drain,
     journal: Arc<Journal>,
     tunnels: Mutex<Tunnels>,
+    /// Tells callers of [`Manager::next_trouble`] that there is a new tunnel.
+    created_tx: watch::Sender<()>,
 }
 
 /// Tunnels that start, run, or have failed recently. All others are forgotten, so that random names cannot fill the map.
@@ -184,7 +189,8 @@ impl Manager {
             filled: Instant::now(),
         };
         let journal = Arc::new(Journal::default());
-        Self { shared: Arc::new(Shared { backend, drain, journal, tunnels: Mutex::new(tunnels) }) }
+        let (tunnels, created_tx) = (Mutex::new(tunnels), watch::Sender::new(()));
+        Self { shared: Arc::new(Shared { backend, drain, journal, tunnels, created_tx }) }
     }
 
     /// Returns the journal of this process. Every tunnel and frontend records its events there.
@@ -243,6 +249,7 @@ impl Manager {
         let tunnel = Arc::new(tunnel);
         let hold = Hold::new(tunnel.clone()).ok_or(OpenError::Stopped)?;
         tunnels.by_target.insert(target.clone(), tunnel.clone());
+        self.shared.created_tx.send_replace(());
         let listed = Listed { shared: self.shared.clone(), tunnel };
         self.shared.drain.spawn(async move {
             let listed = listed;
@@ -344,6 +351,11 @@ impl Manager {
     /// Returns the tunnel that serves a target, or that its callers wait for.
     pub(super) fn tunnel(&self, target: &Target) -> Option<Arc<Tunnel>> {
         self.shared.tunnels.lock().expect("no panic while the lock is held").find(target)
+    }
+
+    /// Returns a receiver that changes with each new tunnel.
+    pub(super) fn subscribe_created(&self) -> watch::Receiver<()> {
+        self.shared.created_tx.subscribe()
     }
 
     fn all(&self) -> Vec<Arc<Tunnel>> {

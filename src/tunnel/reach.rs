@@ -14,7 +14,7 @@ use crate::{
     routing::Target,
 };
 
-/// Pause between two attempts, and between two checks for the error of a slow attempt.
+/// Pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// Time for the program in the jump pod to start, resolve the name and connect. If the server answers, the probe ends sooner.
@@ -54,12 +54,11 @@ impl Manager {
         mut told: impl FnMut(&OpenError),
     ) -> Result<Arc<Endpoint>, OpenError> {
         let (started, mut last): (_, Option<OpenError>) = (Instant::now(), None);
-        let mut tell = |error: OpenError| {
+        let mut tell = |last: &mut Option<OpenError>, error: OpenError| {
             if last.as_ref() != Some(&error) {
                 told(&error);
+                *last = Some(error);
             }
-            last = Some(error.clone());
-            error
         };
         loop {
             let mut attempt = std::pin::pin!(self.attempt(target, idle_timeout, patience.settle));
@@ -69,21 +68,16 @@ impl Manager {
                         Ok(endpoint) => return Ok(endpoint),
                         Err(error) => break error,
                     },
-                    () = sleep(PAUSE) => if let Some(error) = self.trouble(target) {
-                        tell(error);
-                    },
+                    error = self.next_trouble(target, last.as_ref()) => tell(&mut last, error),
                     () = sleep_until(patience.until) => {
-                        return Err(match self.trouble(target) {
-                            Some(error) => tell(error),
-                            None => last.unwrap_or(OpenError::TimedOut { after: started.elapsed() }),
-                        });
+                        return Err(last.unwrap_or(OpenError::TimedOut { after: started.elapsed() }));
                     }
                 }
             };
             if !(patience.may_pass)(&failed) || Instant::now() + PAUSE >= patience.until {
                 return Err(failed);
             }
-            tell(failed);
+            tell(&mut last, failed);
             sleep(PAUSE).await;
         }
     }
@@ -101,10 +95,24 @@ impl Manager {
 
     /// Returns the last error of a tunnel that does not run yet. `None`: it runs, no attempt has failed, or there is no tunnel.
     pub fn trouble(&self, target: &Target) -> Option<OpenError> {
-        match &*self.tunnel(target)?.view.borrow() {
-            View::Starting(error) => error.clone(),
-            View::Failed(error, _) => Some(error.clone()),
-            View::Running(_) | View::Over => None,
+        self.tunnel(target)?.view.borrow().trouble().cloned()
+    }
+
+    /// Waits for an error of the tunnel to `target` other than `known`. A tunnel that ends is followed by the next one.
+    pub async fn next_trouble(&self, target: &Target, known: Option<&OpenError>) -> OpenError {
+        let mut created = self.subscribe_created();
+        loop {
+            created.mark_unchanged();
+            if let Some(tunnel) = self.tunnel(target) {
+                let mut view = tunnel.view.subscribe();
+                let is_news = |view: &View| view.trouble().is_some_and(|error| Some(error) != known);
+                let seen = view.wait_for(|view| is_news(view) || matches!(view, View::Over)).await;
+                if let Some(error) = seen.ok().and_then(|view| view.trouble().cloned()) {
+                    return error;
+                }
+            }
+            // The sender lives as long as `self`.
+            let _ = created.changed().await;
         }
     }
 }

@@ -73,6 +73,17 @@ pub(super) enum View {
     Over,
 }
 
+impl View {
+    /// Returns the error of the last attempt, if the tunnel does not run yet.
+    pub fn trouble(&self) -> Option<&OpenError> {
+        match self {
+            Self::Starting(error) => error.as_ref(),
+            Self::Failed(error, _) => Some(error),
+            Self::Running(_) | Self::Over => None,
+        }
+    }
+}
+
 /// The session in use. A tunnel that reopens gets a new one.
 pub(super) struct Running {
     pub session: Box<dyn Session>,

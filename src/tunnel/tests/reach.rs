@@ -23,6 +23,19 @@ async fn it_waits_for_a_pod_longer_than_a_client_would_and_tells_each_reason_onc
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reason_is_told_as_soon_as_it_is_known() {
+    let (manager, backend, _) = manager(Scripted::default());
+    backend.answers.lock().unwrap().extend([not_ready(), not_found()]);
+    let started = Instant::now();
+    let mut told = Vec::new();
+    let all = Patience { may_pass: |_| true, ..patience(60) };
+    let reached = manager.reach(&target("s"), IDLE, all, |error| told.push((error.clone(), started.elapsed())));
+    reached.await.unwrap();
+    assert_eq!(told[0], (not_ready(), Duration::ZERO));
+    assert_eq!(told[1].0, not_found());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_does_not_pass_is_told_at_once() {
     let (manager, backend, _) = manager(Scripted::default());
     backend.answers.lock().unwrap().extend(std::iter::repeat_n(not_found(), 80));
