@@ -29,8 +29,8 @@ async fn a_reason_is_told_as_soon_as_it_is_known() {
     let started = Instant::now();
     let mut told = Vec::new();
     let all = Patience { may_pass: |_| true, ..patience(60) };
-    let reached = manager.reach(&target("s"), IDLE, all, |error| told.push((error.clone(), started.elapsed())));
-    reached.await.unwrap();
+    let tell = |error: &OpenError| told.push((error.clone(), started.elapsed()));
+    manager.reach(&target("s"), IDLE, all, tell).await.unwrap();
     assert_eq!(told[0], (not_ready(), Duration::ZERO));
     assert_eq!(told[1].0, not_found());
 }
