@@ -73,8 +73,7 @@ impl Overrides {
     pub fn apply(&self, config: &mut Config) {
         config.verbose |= self.verbose;
         if let Some(context) = &self.context {
-            let alias = config.contexts.get(context.as_str()).map(|alias| alias.name.clone());
-            config.default_context = Some(alias.unwrap_or_else(|| context.clone()));
+            config.default_context = Some(config.context_named(context.clone()));
         }
         if let Some(namespace) = &self.namespace {
             let http = config.http.routes.values_mut().map(|route| &mut route.destination);

@@ -251,7 +251,7 @@ impl Running {
 
     pub fn tell_facts(&self) {
         let router = self.router.load();
-        let context = router.config.default_context.as_ref().or(router.http_contexts.current.as_ref());
+        let context = router.default_context();
         self.source.update(|facts| {
             facts.config.clone_from(&router.config.source);
             facts.http = self.ports.addresses(Kind::Http);

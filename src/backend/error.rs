@@ -2,10 +2,12 @@
 
 use std::{io, slice, time::Duration};
 
+use tokio::sync::watch;
+
 use crate::{
     config::ContextName,
     error_code::ErrorCode,
-    k8s::{ClusterError, ServicePort},
+    k8s::{ClusterError, ServicePort, client::Cluster},
 };
 
 /// Why a session could not be opened.
@@ -131,6 +133,22 @@ pub enum CloseReason {
     /// The kubeconfig has changed.
     #[error("context {context} has another cluster or user now")]
     Replaced { context: ContextName },
+}
+
+impl CloseReason {
+    /// Waits for the end of a session to a cluster: its own reason, or a kubeconfig with another cluster or user.
+    pub(super) async fn of_session(mut closed: watch::Receiver<Option<Self>>, cluster: &Cluster) -> Self {
+        let closed = cluster.replaced().run_until_cancelled(closed.wait_for(Option::is_some)).await;
+        match closed.as_ref().map(Result::as_deref) {
+            Some(Ok(Some(reason))) => reason.clone(),
+            Some(_) => Self::Lost { detail: "the session ended".to_owned() },
+            None => Self::replaced(cluster),
+        }
+    }
+
+    pub(super) fn replaced(cluster: &Cluster) -> Self {
+        Self::Replaced { context: cluster.context.clone() }
+    }
 }
 
 impl From<CloseReason> for StreamFault {

@@ -330,13 +330,9 @@ struct JumpSession {
 }
 
 impl JumpSession {
-    fn replaced(&self) -> CloseReason {
-        CloseReason::Replaced { context: self.way.cluster.context.clone() }
-    }
-
     async fn open_stream(&self) -> Result<(BoxedIo, Placement), ConnectError> {
         if self.way.cluster.replaced().is_cancelled() {
-            return Err(ConnectError::Over(self.replaced()));
+            return Err(ConnectError::Over(CloseReason::replaced(&self.way.cluster)));
         }
         let mut unanswered = Unanswered { session: self, since: Some(Instant::now()), answers: self.answers() };
         let command = self.program.command(&self.way.jump.target);
@@ -441,15 +437,7 @@ impl Session for JumpSession {
     }
 
     fn closed(&self) -> BoxFuture<'_, CloseReason> {
-        let mut closed = self.closed.subscribe();
-        Box::pin(async move {
-            let closed = closed.wait_for(Option::is_some);
-            match self.way.cluster.replaced().run_until_cancelled(closed).await.as_ref().map(Result::as_deref) {
-                Some(Ok(Some(reason))) => reason.clone(),
-                Some(_) => CloseReason::Lost { detail: "the session ended".to_owned() },
-                None => self.replaced(),
-            }
-        })
+        Box::pin(CloseReason::of_session(self.closed.subscribe(), &self.way.cluster))
     }
 
     fn endpoint(&self) -> &Endpoint {

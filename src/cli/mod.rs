@@ -378,7 +378,7 @@ impl Globals {
         if !contexts.lacks(&context) {
             return Ok(Some((context, contexts.current.clone())));
         }
-        let files = contexts.kubeconfig.0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+        let files = contexts.kubeconfig.to_string();
         let known = contexts.namespaces.keys().cloned().collect();
         Err(ClusterError::UnknownContext { context, files, known }.into())
     }

@@ -105,7 +105,7 @@ fn no_namespace(id: &ClusterId, invalid: InvalidValue) -> CliError {
 /// Returns the default context.
 fn context(router: &Router) -> Result<ContextName, CliError> {
     let contexts = &router.http_contexts;
-    router.config.default_context.clone().or_else(|| contexts.current.clone()).ok_or_else(|| match &contexts.problem {
+    router.default_context().cloned().ok_or_else(|| match &contexts.problem {
         Some(problem) => CliError::new("cannot read the kubeconfig").cause(Some(problem)).hint(Some(
             if problem.ends_with("does not exist") || problem.starts_with("there is no") {
                 "set $KUBECONFIG, or use --kubeconfig"

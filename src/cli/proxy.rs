@@ -8,7 +8,11 @@ use super::{
 };
 use crate::{
     admin::socket,
-    config::{Config, ContextName, listen::of_this_machine, shell::quoted},
+    config::{
+        Config, ContextName,
+        listen::of_this_machine,
+        shell::{self, quoted},
+    },
 };
 
 #[derive(Debug, clap::Args)]
@@ -105,7 +109,7 @@ impl Proxy {
 
     fn variables(&self) -> String {
         let lines = variables(&self.url("socks5h"), &self.url("http")).into_iter();
-        lines.map(|(name, value)| format!("export {name}='{value}'\n")).collect()
+        lines.map(|(name, value)| shell::export(&name, &value)).collect()
     }
 
     fn lines(&self) -> String {

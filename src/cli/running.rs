@@ -60,7 +60,7 @@ impl Running {
             Err(error) => return silent(&socket, error).await.map_or(Ok(None), Err),
         };
         let overview = status.overview;
-        let context = config.default_context.as_ref().or(router.http_contexts.current.as_ref());
+        let context = router.default_context();
         let is_same = overview.config == config.source
             && overview.kubeconfig == config.http.kubeconfig.0
             && overview.context == context.map(ToString::to_string);

@@ -9,7 +9,7 @@ use super::{
     report::{CliError, print},
 };
 use crate::{
-    config::Config,
+    config::{Config, shell},
     trust::{
         self, Authority,
         authority::Root,
@@ -297,16 +297,16 @@ fn owner() -> String {
 }
 
 fn environment(variables: &[(&'static str, std::path::PathBuf)], output: Shell) -> String {
-    let quoted = |path: &Path| path.display().to_string();
+    let shown = |path: &Path| path.display().to_string();
     if output == Shell::Json {
         let map: serde_json::Map<_, _> =
-            variables.iter().map(|(name, path)| ((*name).to_owned(), quoted(path).into())).collect();
+            variables.iter().map(|(name, path)| ((*name).to_owned(), shown(path).into())).collect();
         return format!("{:#}\n", serde_json::Value::Object(map));
     }
     let line = |(name, path): &(&'static str, std::path::PathBuf)| match output {
-        Shell::Sh => format!("export {name}='{}'\n", quoted(path).replace('\'', "'\\''")),
-        Shell::Fish => format!("set -gx {name} '{}'\n", quoted(path).replace('\\', "\\\\").replace('\'', "\\'")),
-        Shell::Powershell => format!("$Env:{name} = '{}'\n", quoted(path).replace('\'', "''")),
+        Shell::Sh => shell::export(name, &shown(path)),
+        Shell::Fish => shell::export_fish(name, &shown(path)),
+        Shell::Powershell => shell::export_powershell(name, &shown(path)),
         Shell::Json => String::new(),
     };
     variables.iter().map(line).collect()
@@ -337,7 +337,7 @@ mod tests {
         for (shell, text) in [
             (Shell::Sh, "export A='/it'\\''s here'\n"),
             (Shell::Fish, "set -gx A '/it\\'s here'\n"),
-            (Shell::Powershell, "$Env:A = '/it''s here'\n"),
+            (Shell::Powershell, "$env:A = '/it''s here'\n"),
             (Shell::Json, "{\n  \"A\": \"/it's here\"\n}\n"),
         ] {
             assert_eq!(environment(&variables, shell), text);

@@ -168,14 +168,14 @@ pub async fn serve(bound: Bound, mut signal: impl AsyncFnMut()) -> Result<ExitCo
 /// Reads the kubeconfig for the banner, and says so where that takes long: it may be a pipe, or on a file system that hangs. None:
 /// a signal ended it.
 async fn read(bound: Bound, signals: &mut Signals) -> Option<(Bound, String)> {
-    let files = bound.config().http.kubeconfig.0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
+    let files = bound.config().http.kubeconfig.clone();
     let mut reading = spawn_blocking(move || {
         let text = banner(&bound);
         (bound, text)
     });
     let slow = async {
         sleep(Duration::from_secs(1)).await;
-        warn!("still reading the kubeconfig {}", files.join(", "));
+        warn!("still reading the kubeconfig {files}");
         pending().await
     };
     tokio::select! {
@@ -197,14 +197,12 @@ fn banner(bound: &Bound) -> String {
         Some(file) => writeln!(text, "config    {}", file.display()),
         None => writeln!(text, "config    none: 'adit init' writes one"),
     };
-    let current = config.default_context.as_ref().or(router.http_contexts.current.as_ref());
-    let _ = match (current, &router.http_contexts.problem) {
+    let _ = match (router.default_context(), &router.http_contexts.problem) {
         (Some(context), Some(problem)) => writeln!(text, "context   {context}, but {problem}"),
         (Some(context), None) if router.http_contexts.lacks(context) => {
             let known = router.http_contexts.namespaces.keys().map(ToString::to_string).collect::<Vec<_>>();
             let known = if known.is_empty() { "no context".to_owned() } else { known.join(", ") };
-            let files = router.http_contexts.kubeconfig.0.iter().map(|path| path.display().to_string());
-            let files = files.collect::<Vec<_>>().join(", ");
+            let files = &router.http_contexts.kubeconfig;
             writeln!(text, "context   {context}, which does not exist: {files} has {known}")
         }
         (Some(context), None) => {

@@ -21,6 +21,7 @@ pub mod watch;
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
     path::PathBuf,
@@ -224,6 +225,30 @@ pub struct ContextAlias {
     pub methods: Option<Vec<Method>>,
     /// Whether pages mark it as production. Default: whether the alias or the context has a word for production in its name.
     pub production: bool,
+}
+
+impl Config {
+    /// Returns the context that a name stands for: that of the alias with this name, else the name itself.
+    pub fn context_named(&self, name: ContextName) -> ContextName {
+        self.contexts.get(name.as_str()).map_or(name, |alias| alias.name.clone())
+    }
+
+    /// Returns the first alias of a context, with its name.
+    pub fn alias_of(&self, context: &ContextName) -> Option<(&String, &ContextAlias)> {
+        self.contexts.iter().find(|(_, alias)| alias.name == *context)
+    }
+
+    /// Returns whether dynamic names may reach a context: none of its aliases forbids it.
+    pub fn has_dynamic_names(&self, context: &ContextName) -> bool {
+        self.contexts.values().all(|alias| alias.name != *context || alias.dynamic)
+    }
+}
+
+impl fmt::Display for KubeconfigPaths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let paths: Vec<_> = self.0.iter().map(|path| path.display().to_string()).collect();
+        f.write_str(&paths.join(", "))
+    }
 }
 
 /// `http:` in the file.

@@ -16,6 +16,21 @@ pub fn quoted(word: &str) -> String {
     }
 }
 
+/// Returns the line of a POSIX shell that exports a variable.
+pub fn export(name: &str, value: &str) -> String {
+    format!("export {name}='{}'\n", value.replace('\'', r"'\''"))
+}
+
+/// Returns the line of fish, where \' and \\ count between single quotes.
+pub fn export_fish(name: &str, value: &str) -> String {
+    format!("set -gx {name} '{}'\n", value.replace('\\', r"\\").replace('\'', r"\'"))
+}
+
+/// Returns the line of PowerShell.
+pub fn export_powershell(name: &str, value: &str) -> String {
+    format!("$env:{name} = '{}'\n", value.replace('\'', "''"))
+}
+
 /// Returns kubectl as it reads these files. It names them unless every shell finds them: the shell of a person who reads a page
 /// or a log does not have the variables of adit's shell.
 pub fn kubectl(files: &KubeconfigPaths) -> String {

@@ -164,7 +164,7 @@ impl Walk {
         config.exec_path = self.field(&map, "exec_path", Self::folders).unwrap_or_default();
         config.contexts = self.field(&map, "contexts", Self::contexts).unwrap_or_default();
         let default_context = self.field(&map, "default_context", Self::context_name);
-        config.default_context = default_context.map(|name| context(&config, name));
+        config.default_context = default_context.map(|name| config.context_named(name));
         config.audit = self.field(&map, "audit", |walk, node| walk.file(node, Usage::Append));
         config.dashboard = self.field(&map, "dashboard", Self::on_or_off).unwrap_or(config.dashboard);
         self.field(&map, "http", |walk, node| walk.http(node, &mut config).then_some(()));
@@ -267,7 +267,7 @@ impl Walk {
     }
 
     fn destination(&mut self, map: &Map<'_>, node: &Node, config: &Config) -> Option<Destination> {
-        let context_name = self.field(map, "context", Self::context_name).map(|name| context(config, name));
+        let context_name = self.field(map, "context", Self::context_name).map(|name| config.context_named(name));
         let namespace = self.field(map, "namespace", Self::namespace);
         let workload = self.workload(map, node);
         let port = match map.get("port") {
@@ -403,11 +403,6 @@ type Map<'n> = std::collections::HashMap<&'n str, &'n Node>;
 pub fn says_production(name: &str) -> bool {
     let mut words = name.split(|each: char| !each.is_ascii_alphanumeric());
     words.any(|word| matches!(word.to_ascii_lowercase().as_str(), "prod" | "prd" | "production"))
-}
-
-/// Returns the context that an alias stands for; other names unchanged.
-fn context(config: &Config, name: ContextName) -> ContextName {
-    config.contexts.get(name.as_str()).map_or(name, |alias| alias.name.clone())
 }
 
 /// Returns a key as part of a path: in quotes if it contains dots or begins like an index.

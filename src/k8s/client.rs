@@ -87,7 +87,7 @@ type Loaded = Result<(Fingerprint, Access), ClusterError>;
 
 /// Returns the error for a context whose files are not read in time.
 fn hangs(id: &ClusterId) -> ClusterError {
-    let files = id.kubeconfig.0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    let files = &id.kubeconfig;
     let (context, within) = (&id.context, READ_TIMEOUT.as_secs());
     ClusterError::Kubeconfig {
         reason: format!(

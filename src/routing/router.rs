@@ -162,7 +162,7 @@ impl Router {
     /// Returns a dynamic route to a target, unless its context is closed to dynamic names.
     fn dynamic(&self, host: String, target: Arc<PodTarget>) -> Result<Route, RouteError> {
         let context = &target.cluster.context;
-        if self.config.contexts.values().any(|alias| alias.name == *context && !alias.dynamic) {
+        if !self.config.has_dynamic_names(context) {
             return Err(RouteError::DynamicDenied { context: context.to_string(), host });
         }
         let target = Target::Pods(target);
@@ -246,7 +246,7 @@ impl Router {
         // Any target of these clusters has a dynamic name, unless its context is closed to them or it is a jump.
         target.jump.is_none()
             && *target.cluster.kubeconfig == self.config.http.kubeconfig
-            && !self.config.contexts.values().any(|alias| alias.name == target.cluster.context && !alias.dynamic)
+            && self.config.has_dynamic_names(&target.cluster.context)
     }
 
     /// Returns the context of an alias or a context name in a hostname. Ignores case, because browsers send hosts in
@@ -264,10 +264,19 @@ impl Router {
         alias.or_else(exact).or_else(any_case).unwrap_or(written)
     }
 
+    /// Returns the context of HTTP names that contain none.
+    pub fn default_context(&self) -> Option<&ContextName> {
+        self.default_in(&self.http_contexts)
+    }
+
+    fn default_in<'a>(&'a self, contexts: &'a Contexts) -> Option<&'a ContextName> {
+        self.config.default_context.as_ref().or(contexts.current.as_ref())
+    }
+
     /// Returns the name of a context in hostnames: its alias, else its own name. `None`: no hostname can contain it, or
     /// it would mean another context.
     pub fn name_of(&self, context: &ContextName) -> Option<ContextName> {
-        let alias = self.config.contexts.iter().find(|(_, alias)| alias.name == *context);
+        let alias = self.config.alias_of(context);
         let own = || {
             let sent: ContextName = context.to_ascii_lowercase().parse().ok()?;
             (fits_a_url(context) && self.context_of(sent) == *context).then(|| context.clone())
@@ -282,15 +291,11 @@ impl Router {
         paths: &KubeconfigPaths,
         host: &str,
     ) -> Result<Arc<PodTarget>, RouteError> {
-        let context =
-            destination.context.as_ref().or(self.config.default_context.as_ref()).or(contexts.current.as_ref());
-        let Some(context) = context else {
+        let Some(context) = destination.context.as_ref().or_else(|| self.default_in(contexts)) else {
             let reason = contexts.problem.clone().unwrap_or_else(|| "the kubeconfig has no current context".to_owned());
             return Err(RouteError::NoContext { host: host.to_owned(), reason, kubectl: kubectl(paths) });
         };
-        let of_alias = || {
-            self.config.contexts.values().find(|alias| alias.name == *context).and_then(|alias| alias.namespace.clone())
-        };
+        let of_alias = || self.config.alias_of(context).and_then(|(_, alias)| alias.namespace.clone());
         let of_context = || contexts.namespaces.get(context).cloned().unwrap_or_else(|| Ok(Namespace::default()));
         let namespace = destination.namespace.clone().or_else(of_alias).map_or_else(of_context, Ok);
         let namespace = namespace.map_err(|invalid| {

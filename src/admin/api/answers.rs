@@ -452,7 +452,7 @@ impl ContextRow {
     fn all(source: &Source, default: Option<&str>) -> Vec<Self> {
         let router = source.router();
         let row = |name: &ContextName| {
-            let alias = router.config.contexts.iter().find(|(_, alias)| alias.name == *name);
+            let alias = router.config.alias_of(name);
             let methods = alias.and_then(|(_, alias)| alias.methods.as_ref());
             let left = source.locks().time_left(name);
             let health = source.health(name);

@@ -160,8 +160,7 @@ fn doctor(target: &Target, router: &Router) -> Option<String> {
         PortRef::Name(port) => format!(":{port}"),
         PortRef::Auto | PortRef::Https => String::new(),
     };
-    let default = router.config.default_context.as_ref().or(router.http_contexts.current.as_ref());
-    let context = match default == Some(&pods.cluster.context) {
+    let context = match router.default_context() == Some(&pods.cluster.context) {
         true => String::new(),
         false => format!(" --context {}", quoted(&pods.cluster.context)),
     };

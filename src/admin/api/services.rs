@@ -81,10 +81,8 @@ pub async fn list(clusters: &Clusters, router: &Router, query: &Query, listener:
     let mut services = routes(router, listener);
     let contexts = &router.http_contexts;
     let context = match &query.context {
-        Some(name) => {
-            Some(router.config.contexts.get(name.as_str()).map_or_else(|| name.clone(), |alias| alias.name.clone()))
-        }
-        None => router.config.default_context.clone().or_else(|| contexts.current.clone()),
+        Some(name) => Some(router.config.context_named(name.clone())),
+        None => router.default_context().cloned(),
     };
     let Some(context) = context else {
         let problem = Problem {
@@ -130,8 +128,7 @@ pub struct NoName;
 
 /// Returns the name by which hostnames refer to a context: its alias if it has one. `None`: hostnames may omit it.
 pub fn named_context(router: &Router, context: &ContextName) -> Result<Option<ContextName>, NoName> {
-    let default = router.config.default_context.as_ref().or(router.http_contexts.current.as_ref());
-    if default == Some(context) { Ok(None) } else { router.name_of(context).map(Some).ok_or(NoName) }
+    if router.default_context() == Some(context) { Ok(None) } else { router.name_of(context).map(Some).ok_or(NoName) }
 }
 
 /// Returns the routes of the configuration.

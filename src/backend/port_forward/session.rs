@@ -114,7 +114,7 @@ impl TargetSession {
     /// `wanted`: the pod to try first.
     async fn open_stream(&self, wanted: Option<&str>) -> Result<(BoxedIo, Placement), ConnectError> {
         if self.shared.cluster.replaced().is_cancelled() {
-            return Err(ConnectError::Over(self.shared.replaced()));
+            return Err(ConnectError::Over(CloseReason::replaced(&self.shared.cluster)));
         }
         let started = Instant::now();
         let mut tried: Vec<Arc<PodPool>> = Vec::new();
@@ -170,10 +170,6 @@ impl Drop for TargetSession {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<PodPool>>> {
         self.pools.lock().expect("no panic while the lock is held")
-    }
-
-    fn replaced(&self) -> CloseReason {
-        CloseReason::Replaced { context: self.cluster.context.clone() }
     }
 
     /// Replaces the list of ready pods. The others get no new streams; their open streams stay open.
@@ -272,15 +268,7 @@ impl Session for TargetSession {
     }
 
     fn closed(&self) -> BoxFuture<'_, CloseReason> {
-        let mut closed = self.shared.closed.subscribe();
-        Box::pin(async move {
-            let closed = closed.wait_for(Option::is_some);
-            match self.shared.cluster.replaced().run_until_cancelled(closed).await.as_ref().map(Result::as_deref) {
-                Some(Ok(Some(reason))) => reason.clone(),
-                Some(_) => CloseReason::Lost { detail: "the session ended".to_owned() },
-                None => self.shared.replaced(),
-            }
-        })
+        Box::pin(CloseReason::of_session(self.shared.closed.subscribe(), &self.shared.cluster))
     }
 
     fn endpoint(&self) -> &Endpoint {

@@ -11,7 +11,7 @@ use super::{
     service,
 };
 use crate::{
-    config::ContextName,
+    config::{ContextName, KubeconfigPaths},
     k8s::{ClusterError, client::Cluster},
     routing::alias,
 };
@@ -25,7 +25,6 @@ pub const PLUGIN_WITHIN: Duration = Duration::from_secs(5);
 pub fn files(scope: &Scope) -> Vec<Check> {
     let contexts = &scope.router.http_contexts;
     let paths = &contexts.kubeconfig.0;
-    let shown = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     if let Some(problem) = &contexts.problem {
         let default = etcetera::home_dir().ok().map(|home| home.join(".kube/config"));
         let fix = match paths.first() {
@@ -39,12 +38,13 @@ pub fn files(scope: &Scope) -> Vec<Check> {
         ];
     }
     let (present, missing): (Vec<PathBuf>, Vec<PathBuf>) = paths.iter().cloned().partition(|path| path.exists());
-    let missing: Vec<String> = missing.iter().map(|path| path.display().to_string()).collect();
     let files = match (paths.is_empty(), missing.is_empty()) {
         (true, _) => Check::new("kubeconfig-files", GROUP, Status::Ok, "adit runs in a pod, as its service account"),
-        (_, true) => Check::new("kubeconfig-files", GROUP, Status::Ok, format!("the kubeconfig is {shown}")),
+        (_, true) => {
+            Check::new("kubeconfig-files", GROUP, Status::Ok, format!("the kubeconfig is {}", contexts.kubeconfig))
+        }
         (_, false) => {
-            Check::new("kubeconfig-files", GROUP, Status::Warn, format!("{} does not exist", missing.join(", ")))
+            Check::new("kubeconfig-files", GROUP, Status::Warn, format!("{} does not exist", KubeconfigPaths(missing)))
                 .detail(Some("kubectl passes over files that do not exist, and so does adit"))
                 .fix("take it out of $KUBECONFIG", Some(format!("export KUBECONFIG={}", quoted(&joined(&present)))))
         }
@@ -59,7 +59,7 @@ fn current(scope: &Scope) -> Check {
         let known = contexts.namespaces.keys().next()?;
         Some(format!("{} config use-context {}", scope.kubectl(), quoted(known)))
     };
-    match scope.router.config.default_context.as_ref().or(contexts.current.as_ref()) {
+    match scope.router.default_context() {
         None => {
             Check::new(ID, GROUP, Status::Fail, "the kubeconfig has no current context").fix("choose one", choose())
         }

@@ -178,7 +178,7 @@ pub async fn roles(scope: &Scope) -> Result<(String, Option<String>), CliError> 
 /// Returns the context whose Roles are printed, and the note about the others that the configuration uses.
 fn chosen(scope: &Scope) -> Result<(&Of, Option<String>), CliError> {
     let contexts = &scope.router.http_contexts;
-    let default = scope.router.config.default_context.as_ref().or(contexts.current.as_ref());
+    let default = scope.router.default_context();
     let is_default = |of: &&Of| Some(&of.id.context) == default;
     let is_of_http = |of: &&Of| of.id.kubeconfig == contexts.kubeconfig;
     let all = || scope.contexts.iter();

@@ -59,8 +59,7 @@ impl Scope {
                 }
             }
         }
-        let current = router.config.default_context.clone().or_else(|| router.http_contexts.current.clone());
-        if let Some(context) = current {
+        if let Some(context) = router.default_context().cloned() {
             let id = ClusterId { kubeconfig: router.http_contexts.kubeconfig.clone(), context };
             let of = contexts.entry(id.clone()).or_insert_with(|| Of::new(id.clone()));
             match &namespace {
@@ -117,8 +116,7 @@ pub fn joined(paths: &[PathBuf]) -> String {
 }
 
 fn default_namespace(router: &Router, id: &ClusterId) -> Namespace {
-    let alias = router.config.contexts.values().find(|alias| alias.name == id.context);
-    let of_alias = alias.and_then(|alias| alias.namespace.clone());
+    let of_alias = router.config.alias_of(&id.context).and_then(|(_, alias)| alias.namespace.clone());
     let of_context = || router.http_contexts.namespaces.get(&id.context).cloned()?.ok();
     of_alias.or_else(of_context).unwrap_or_default()
 }

@@ -7,6 +7,8 @@ use std::{
 
 use clap::ValueEnum;
 
+use crate::config::shell;
+
 /// Syntax of the variables, by the program that reads them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Form {
@@ -37,10 +39,9 @@ impl Form {
 
     fn line(self, name: &str, value: &str) -> String {
         match self {
-            Self::Shell => format!("export {name}='{}'\n", value.replace('\'', "'\\''")),
-            // Between single quotes, fish interprets \' and \\.
-            Self::Fish => format!("set -gx {name} '{}'\n", value.replace('\\', "\\\\").replace('\'', "\\'")),
-            Self::Powershell => format!("$env:{name} = '{}'\n", value.replace('\'', "''")),
+            Self::Shell => shell::export(name, value),
+            Self::Fish => shell::export_fish(name, value),
+            Self::Powershell => shell::export_powershell(name, value),
             Self::Dotenv => format!("{name}={}\n", dotenv(value)),
             // The delimiter must be unpredictable: otherwise the author of a value could end it early, and set more variables.
             Self::Github if value.contains(['\n', '\r']) => {

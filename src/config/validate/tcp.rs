@@ -46,7 +46,7 @@ impl Walk {
     }
 
     pub(super) fn jump(&mut self, map: &Map<'_>, node: &Node, config: &Config) -> Option<Destination> {
-        let context_name = self.field(map, "context", Self::context_name).map(|name| context(config, name));
+        let context_name = self.field(map, "context", Self::context_name).map(|name| config.context_named(name));
         let namespace = self.field(map, "namespace", Self::namespace);
         let method = self.field(map, "method", |walk, node| match walk.text(node)?.as_str() {
             "auto" => Some(JumpMethod::Auto),

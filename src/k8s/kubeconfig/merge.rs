@@ -34,7 +34,7 @@ impl Merged {
                 Err(reason) => return Err(format!("{}: {reason}", path.display())),
             }
         }
-        merged.ok_or_else(|| format!("{} does not exist", list(&paths.0)))
+        merged.ok_or_else(|| format!("{} does not exist", paths))
     }
 
     fn with(mut self, next: Kubeconfig, path: &Path) -> Self {
@@ -81,7 +81,7 @@ impl Merged {
 
     /// Returns the files as text for messages.
     pub(super) fn files(&self) -> String {
-        list(&self.files)
+        KubeconfigPaths(self.files.clone()).to_string()
     }
 
     /// Returns the file of a user.
@@ -98,10 +98,6 @@ impl Merged {
     pub(super) fn user(&self, name: &str) -> String {
         named("user", name, &self.users)
     }
-}
-
-fn list(paths: &[PathBuf]) -> String {
-    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn named(kind: &str, name: &str, files: &HashMap<String, PathBuf>) -> String {
