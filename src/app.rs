@@ -172,11 +172,6 @@ impl Bound {
         self.sockets.addresses(Kind::Tcp)
     }
 
-    /// Returns the forward proxy's own addresses. Empty: it uses the HTTP listeners.
-    pub fn proxy_addresses(&self) -> Vec<SocketAddr> {
-        self.sockets.addresses(Kind::Proxy)
-    }
-
     /// Returns the addresses of the SNI listener.
     pub fn sni_addresses(&self) -> Vec<SocketAddr> {
         self.sockets.addresses(Kind::Sni)
