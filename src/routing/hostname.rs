@@ -18,6 +18,7 @@
 
 use std::fmt;
 
+use super::table::LONGEST_HOST;
 use crate::config::{ContextName, Label, Namespace, PortRef, Workload};
 
 const SHORT_SUFFIX: &str = ".localhost";
@@ -52,6 +53,9 @@ impl DynamicName {
             Some(name) if name.contains('.') => Self::parse_short(name),
             _ => Err(NameError::NotDynamic),
         };
+        if host.len() > LONGEST_HOST {
+            return Err(NameError::NotDynamic);
+        }
         match host.strip_suffix(dynamic_host).and_then(|name| name.strip_suffix('.')) {
             Some(name) => Self::parse_long(name).or_else(|error| short().map_err(|_| error)),
             None => short(),

@@ -4,6 +4,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::config::near;
 
+/// Longer hosts have no route, because the work for a host grows with the square of its length, and a Host header may have 64 KiB.
+/// The longest dynamic name has about 500 bytes.
+pub(super) const LONGEST_HOST: usize = 1024;
+
 /// Returns a host in the form of route keys: lower case, without port or trailing dot.
 ///
 /// Accepts Host headers (`Web.Localhost:8989`), SNI, and IPv6 literals (`[::1]:8989`, `::1`).
@@ -31,6 +35,9 @@ pub fn is_here(host: &str) -> bool {
 /// Returns the key and the route of a normalised host: the exact one, else the longest matching `*.` wildcard. A
 /// wildcard matches one or more labels.
 pub fn find<'t, T>(routes: &'t BTreeMap<String, T>, host: &str) -> Option<(&'t str, &'t T)> {
+    if host.len() > LONGEST_HOST {
+        return None;
+    }
     let bracketed = format!("[{host}]");
     let exact = routes.get_key_value(host).or_else(|| routes.get_key_value(&bracketed));
     let wildcard = || host.match_indices('.').find_map(|(at, _)| routes.get_key_value(&format!("*{}", &host[at..])));
@@ -42,6 +49,9 @@ pub fn near<T>(routes: &BTreeMap<String, T>, host: &str) -> Vec<String> {
     fn first(name: &str) -> &str {
         name.split('.').next().unwrap_or_default()
     }
+    if host.len() > LONGEST_HOST {
+        return Vec::new();
+    }
     let keys = routes.keys().filter(|key| !key.starts_with("*."));
     near::near(first(host), keys, |key| first(key.as_str())).into_iter().cloned().collect()
 }
@@ -49,6 +59,14 @@ pub fn near<T>(routes: &BTreeMap<String, T>, host: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_of_64_kib_has_no_route() {
+        let routes = BTreeMap::from([("*.localhost".to_owned(), ())]);
+        assert!(find(&routes, &format!("{}localhost", "a.".repeat(500))).is_some());
+        let long = format!("{}localhost", "a.".repeat(32_000));
+        assert!(find(&routes, &long).is_none() && near(&routes, &long).is_empty());
+    }
 
     fn routes() -> BTreeMap<String, u8> {
         [("argocd.localhost", 1), ("*.localhost", 2), ("*.shop.localhost", 3), ("[::1]", 4)]
