@@ -1,9 +1,11 @@
 //! The content of the file with its secrets hidden, for the API and the dashboard.
 
+use std::ops::Range;
+
 use serde_json::Value as Json;
 
 use super::file::{Key, Node, Value};
-use crate::secrets::{hidden, is_secret_name};
+use crate::secrets::{hidden, in_arguments, is_secret_option};
 
 /// Returns the tree of a file with `(hidden, 32 bytes)` instead of each secret.
 pub(super) fn shown(node: &Node) -> Json {
@@ -19,47 +21,37 @@ fn value(node: &Node, is_within_secret: bool) -> Json {
         Value::List(items) => list(items, is_within_secret),
         Value::Map(pairs) => {
             let pair = |(Key { name, .. }, node): &(Key, Node)| {
-                (name.clone(), value(node, is_within_secret || is_secret(name)))
+                (name.clone(), value(node, is_within_secret || is_secret_option(name)))
             };
             Json::Object(pairs.iter().map(pair).collect())
         }
     }
 }
 
-/// Hides items that are values of secret options: the item after `--password`, or the rest of `--password=...`.
+/// Hides the secrets of a list. It may be a command.
 fn list(items: &[Node], is_within_secret: bool) -> Json {
-    let mut is_next_secret = false;
-    let item = |node: &Node| {
-        let hide = is_within_secret || std::mem::take(&mut is_next_secret);
-        if let Value::Scalar { text, .. } = &node.value {
-            if hide {
-                return Json::String(hidden(text.len()));
-            }
-            if let Some((name, secret)) = text.split_once(['=', ':']).filter(|(name, _)| is_secret(name)) {
-                let between = &text[name.len()..=name.len()];
-                return Json::String(format!("{name}{between}{}", hidden(secret.len())));
-            }
-            is_next_secret = text.starts_with('-') && is_secret(text);
-        }
-        value(node, hide)
+    let text = |node: &Node| match &node.value {
+        Value::Scalar { text, .. } if !is_within_secret => text.clone(),
+        _ => String::new(),
     };
-    Json::Array(items.iter().map(item).collect())
+    let texts: Vec<String> = items.iter().map(text).collect();
+    let item = |(node, (text, secret)): (&Node, (&String, Option<Range<usize>>))| match secret {
+        Some(secret) if !secret.is_empty() => Json::String(without(text, secret)),
+        _ => value(node, is_within_secret),
+    };
+    let secrets = in_arguments(texts.iter().map(String::as_str));
+    Json::Array(items.iter().zip(texts.iter().zip(secrets)).map(item).collect())
 }
 
-/// Commands may have an option for a credential, too.
-fn is_secret(name: &str) -> bool {
-    is_secret_name(name) || name.to_ascii_lowercase().ends_with("credential")
+fn without(text: &str, secret: Range<usize>) -> String {
+    format!("{}{}{}", &text[..secret.start], hidden(secret.len()), &text[secret.end..])
 }
 
-/// Hides the password in a URL.
+/// Hides the secret of a single value, for example the password in a URL.
 fn without_password(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
-    let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
-    match authority.rsplit_once('@').and_then(|(user, host)| Some((user.split_once(':')?, host))) {
-        Some(((user, password), host)) => {
-            format!("{scheme}://{user}:{}@{host}{}", hidden(password.len()), &rest[authority.len()..])
-        }
-        None => text.to_owned(),
+    match in_arguments([text]).next().flatten() {
+        Some(secret) if !secret.is_empty() => without(text, secret),
+        _ => text.to_owned(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Targets of tunnels.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fmt,
     hash::{Hash, Hasher},
@@ -11,7 +12,7 @@ use std::{
 
 use crate::{
     config::{Command, ContextName, InvalidValue, Jump, KubeconfigPaths, Namespace, PortRef, Workload},
-    secrets::is_secret_name,
+    secrets::in_arguments,
 };
 
 /// A cluster as one user sees it: a context of certain kubeconfig files.
@@ -78,21 +79,13 @@ impl fmt::Display for Target {
     }
 }
 
-/// Returns a command for logs and status, without values of options that are secrets.
+/// Returns a command for logs and status, without its secrets.
 fn shown(run: &[String]) -> String {
-    let is_secret = |word: &str| {
-        let option = word.split('=').next().unwrap_or_default();
-        option.starts_with('-') && is_secret_name(option)
-    };
-    let mut words = Vec::new();
-    for (at, word) in run.iter().enumerate() {
-        words.push(match word.split_once('=') {
-            Some((option, _)) if is_secret(word) => format!("{option}=***"),
-            None if at > 0 && is_secret(&run[at - 1]) && !run[at - 1].contains('=') => "***".to_owned(),
-            _ => word.clone(),
-        });
-    }
-    words.join(" ")
+    let words = run.iter().zip(in_arguments(run.iter().map(String::as_str))).map(|(word, secret)| match secret {
+        Some(secret) => Cow::from(format!("{}***{}", &word[..secret.start], &word[secret.end..])),
+        None => Cow::from(word),
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// Pods of a cluster, and optionally a host to reach through them.
@@ -106,8 +99,8 @@ pub struct PodTarget {
     pub jump: Option<Jump>,
 }
 
-/// `context/namespace/service:port`, plus `->host:port` for a jump. This is the id of the tunnel in logs, in `adit
-/// status` and for `adit stop`.
+/// `context/namespace/service:port`, plus `->host:port` for a jump. This names the tunnel in logs, in `adit status`
+/// and for `adit stop`. A number follows if another tunnel has the same text.
 impl fmt::Display for PodTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/", self.cluster.context, self.namespace)?;
@@ -148,5 +141,20 @@ impl Contexts {
     /// Returns whether the files were read, and have no such context.
     pub fn lacks(&self, context: &ContextName) -> bool {
         self.problem.is_none() && !self.kubeconfig.0.is_empty() && !self.namespaces.contains_key(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_shown_without_its_secrets() {
+        let run = |words: &[&str]| shown(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+        assert_eq!(run(&["env", "PGPASSWORD=hunter2", "x", "{port}"]), "env PGPASSWORD=*** x {port}");
+        assert_eq!(
+            run(&["tool", "--token", "abc", "http://me:pw@proxy:3128"]),
+            "tool --token *** http://me:***@proxy:3128"
+        );
     }
 }

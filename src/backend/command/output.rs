@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use super::waits::{Wait, is_for_a_person};
 use crate::{
     config::Command,
-    secrets::is_secret_name,
+    secrets::{in_arguments, is_secret_name},
     telemetry::said::{Secrets, without_escapes},
 };
 
@@ -75,7 +75,15 @@ impl Output {
         let is_secret = |name: &str| is_secret_name(name) || name.to_ascii_uppercase().contains("KEY");
         let set = command.env.iter().filter(|(name, _)| is_secret(name)).map(|(_, value)| value.clone());
         let mut secrets = Secrets::default();
-        from.chain(set).for_each(|secret| secrets.add_longer(&secret, SHORTEST_SECRET));
+        let arguments = command.run.iter().zip(in_arguments(command.run.iter().map(String::as_str)));
+        let parts = arguments.filter_map(|(argument, secret)| Some(&argument[secret?])).flat_map(|secret| {
+            // Programs repeat `abc` of `Bearer abc`, and of `abc;Encrypt=yes`.
+            let [token, first] = [secret.rsplit(' ').next(), secret.split([' ', ';', '&']).next()];
+            let first =
+                first.filter(|first| !first.eq_ignore_ascii_case("bearer") && !first.eq_ignore_ascii_case("basic"));
+            [Some(secret), token, first].into_iter().flatten().map(str::to_owned)
+        });
+        from.chain(set).chain(parts).for_each(|secret| secrets.add_longer(&secret, SHORTEST_SECRET));
         Self { name: name.into(), secrets: Arc::new(secrets), last: Arc::default(), logged: Arc::default(), wait }
     }
 
@@ -161,7 +169,7 @@ mod tests {
     #[tokio::test]
     async fn secrets_are_masked_and_the_last_lines_kept() {
         let command = Command {
-            run: vec!["x".into()],
+            run: ["x", "-H", "Authorization: Bearer t0k3n"].map(str::to_owned).into(),
             mode: crate::config::CommandMode::Stdio,
             env: [("API_TOKEN", "hunter22"), ("KEY", "-----\nMIIEvQ12\nMIIEvQ34\n")]
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -172,7 +180,7 @@ mod tests {
         };
         let wait = Arc::<Waits>::default().begin(Arc::new(command.clone()), Box::new(|| {}));
         let output = Output::new("x", &command, wait);
-        let said: String = (0..20).map(|at| format!("line {at} hunter22\n")).collect();
+        let said: String = (0..20).map(|at| format!("line {at} {}\n", ["hunter22", "t0k3n"][at % 2])).collect();
         output.clone().follow(said.as_bytes()).await;
         assert!(output.last().starts_with("line 12 *** | line 13") && output.last().ends_with("line 19 ***"));
         for fill in 2030..2060 {

@@ -24,7 +24,7 @@ use crate::{
         credential::{Credential, bearer},
         sign_in::{Failure, Issuer, Say},
     },
-    secrets::is_secret_name,
+    secrets::{in_arguments, is_secret_name},
     telemetry::said::{Secrets, clean},
     tls::{certificate::Certificate, identity, reason},
 };
@@ -69,16 +69,8 @@ impl Plugin {
         let mut secrets = Secrets::default();
         let variables = self.variables.iter().filter(|(name, _)| is_secret_name(name));
         variables.for_each(|(_, value)| secrets.add(value));
-        let mut arguments = self.arguments.iter().peekable();
-        while let Some(argument) = arguments.next() {
-            match argument.split_once('=') {
-                Some((name, value)) if is_secret_name(name) => secrets.add(value),
-                None if argument.starts_with('-') && is_secret_name(argument) => {
-                    arguments.peek().into_iter().for_each(|value| secrets.add(value));
-                }
-                _ => {}
-            }
-        }
+        let arguments = self.arguments.iter().zip(in_arguments(self.arguments.iter().map(String::as_str)));
+        arguments.for_each(|(argument, secret)| secret.into_iter().for_each(|secret| secrets.add(&argument[secret])));
         secrets
     }
 
