@@ -156,7 +156,7 @@ impl Forward {
             Ok(connected) => connected,
             Err(error) => return Err(ForwardError::Open(Box::new(route), error)),
         };
-        noted::reached(noted, &placement);
+        noted::reached(noted, &lease, &placement);
         Ok(Reached::Pod(route, lease, stream))
     }
 }

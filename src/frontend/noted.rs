@@ -5,7 +5,7 @@ use crate::{
     io::splice::{Side, SpliceEnd},
     journal::{Entry, Kind, Ongoing},
     routing::Route,
-    tunnel::{Manager, OpenError, Placement},
+    tunnel::{Lease, Manager, OpenError, Placement},
 };
 
 /// Begins the journal entry of a connection. `host`: the name or the local address that its client has chosen.
@@ -45,9 +45,10 @@ pub fn failed(noted: &mut Ongoing, error: &OpenError) {
     noted.error(&error.to_string());
 }
 
-/// Records the pod, and how long the connection took to reach it.
-pub fn reached(noted: &mut Ongoing, placement: &Placement) {
+/// Records the tunnel and the pod, and how long the connection took to reach it.
+pub fn reached(noted: &mut Ongoing, lease: &Lease, placement: &Placement) {
     noted.change(|entry| {
+        entry.tunnel = Some(lease.id());
         entry.pod = Some(placement.pod().clone());
         entry.tunnel_after = Some(entry.elapsed());
     });

@@ -156,7 +156,7 @@ impl PostgresFrontend {
                 return Box::pin(self.refuse_greeted(stream, greeting, &Refusal::of_open(&error))).await;
             }
         };
-        noted::reached(&mut noted, &placement);
+        noted::reached(&mut noted, &lease, &placement);
         let watched = |backend: BoxedIo, is_encrypted: bool| {
             let watched = Watched::new(backend, self.sessions.clone(), connection.peer, &route, placement.pod());
             watched.of_postgres(is_encrypted)

@@ -140,7 +140,7 @@ impl SniFrontend {
             warn!(host = name, tunnel = %route.target, %error, cause = error.cause(), hint = error.hint(), "no tunnel");
             Refused { alert: INTERNAL_ERROR, refusal: Refusal::of_open(&error) }
         })?;
-        noted::reached(&mut noted, &placement);
+        noted::reached(&mut noted, &lease, &placement);
         let failed = |error: std::io::Error| {
             lease.note_error(&error);
             Refused { alert: HANDSHAKE_FAILURE, refusal: Refusal::new(format!("{name}: {error}"), "") }

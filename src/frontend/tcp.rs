@@ -135,7 +135,7 @@ impl TcpFrontend {
                 return Box::pin(self.turn_away(client, received, database, &Refusal::of_open(&error))).await;
             }
         };
-        noted::reached(&mut noted, &placement);
+        noted::reached(&mut noted, &lease, &placement);
         let mut backend = Watched::new(backend, sessions.clone(), connection.peer, &route, placement.pod());
         let mut greeted = Prefixed::new(received.freeze(), &mut client);
         let end = carry(&mut greeted, &mut backend, &lease, connection.socket).await;
@@ -216,7 +216,7 @@ pub async fn forward(
             return client.reset();
         }
     };
-    noted::reached(&mut noted, &placement);
+    noted::reached(&mut noted, &lease, &placement);
     let end = join(&mut client, &mut backend, &lease, connection.socket).await;
     noted::ended(&mut noted, &end);
     if let Some((Side::Backend, error)) = &end.broken {

@@ -139,7 +139,7 @@ impl TlsFrontend {
         };
         let noted = async |placement: &Placement| {
             let mut noted = noted::begin(&self.tunnels, Kind::Tls, name, &route, connection).await;
-            noted::reached(&mut noted, placement);
+            noted::reached(&mut noted, &lease, placement);
             noted
         };
         match greet(&lease, received, waits).await {

@@ -122,7 +122,7 @@ impl SignInSnapshot {
 /// State and counters of one tunnel at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TunnelSnapshot {
-    /// Display of the target.
+    /// Display of the target, and a number if another tunnel has the same.
     pub id: Arc<str>,
     pub target: Option<Target>,
     /// Port of the Service that the target names, and the port of the pod. `None`: no session.
@@ -240,6 +240,7 @@ impl Manager {
         }
         tunnels.take_token()?;
         let tunnel = Tunnel::new(
+            tunnels.new_id(target),
             target.clone(),
             self.shared.backend.clone(),
             idle_timeout,
@@ -385,6 +386,15 @@ impl Tunnels {
         }
         self.same.remove(target);
         exact.or_else(|| self.by_target.values().find(|tunnel| tunnel.may_lead_to(pods))).cloned()
+    }
+
+    /// Returns an id that no other tunnel has. The texts of two targets may be the same: commands with other environments,
+    /// contexts of other kubeconfigs, jumps from other containers.
+    fn new_id(&self, target: &Target) -> Arc<str> {
+        let text = target.to_string();
+        let is_free = |id: &String| self.by_target.values().all(|other| other.target == *target || *other.id != **id);
+        let numbered = (2..).map(|number: u64| format!("{text} ({number})"));
+        std::iter::once(text.clone()).chain(numbered).find(is_free).unwrap_or(text).into()
     }
 
     fn take_token(&mut self) -> Result<(), OpenError> {

@@ -33,7 +33,6 @@ use crate::{
 pub(super) struct Tunnel {
     pub target: Target,
     backend: Arc<dyn Backend>,
-    /// Display of the target.
     pub id: Arc<str>,
     pub view: watch::Sender<View>,
     pub leases: Leases,
@@ -171,13 +170,13 @@ impl Tunnel {
     }
 
     pub fn new(
+        id: Arc<str>,
         target: Target,
         backend: Arc<dyn Backend>,
         idle_timeout: Duration,
         drain: Drain,
         journal: Arc<Journal>,
     ) -> Self {
-        let id: Arc<str> = target.to_string().into();
         Self {
             target,
             backend,

@@ -205,6 +205,29 @@ async fn names_of_one_port_that_start_together_share_one_tunnel() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn tunnels_whose_targets_have_one_text_have_ids_of_their_own() {
+    let (manager, _, _) = manager(Scripted::default());
+    let target = |file: &str| {
+        let Target::Pods(pods) = target_at("s", PortRef::Auto) else { panic!("it has pods") };
+        let kubeconfig = Arc::new(KubeconfigPaths(vec![file.into()]));
+        let cluster = ClusterId { kubeconfig, ..pods.cluster.clone() };
+        Target::Pods(Arc::new(PodTarget { cluster, ..(*pods).clone() }))
+    };
+    let lease = async |file: &str| manager.acquire(&target(file), IDLE).await.unwrap();
+    let (first, second) = (lease("a").await, lease("b").await);
+    assert_eq!(*second.id(), format!("{} (2)", first.id()));
+    assert!(manager.stop(&second.id()));
+    second.ended().await;
+    assert!(tokio::time::timeout(Duration::from_secs(1), first.ended()).await.is_err(), "the other one goes on");
+    assert!(manager.snapshot_of(&first.id()).is_some_and(|tunnel| tunnel.target == Some(target("a"))));
+    let second = lease("b").await;
+    drop(first);
+    sleep(2 * IDLE).await;
+    let first = lease("a").await;
+    assert_eq!(*second.id(), format!("{} (2)", first.id()), "an id stays while its tunnel is open");
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_port_of_a_service_that_starts_gets_a_tunnel_of_its_own() {
     let (manager, backend, _) = manager(Scripted { delay: Duration::from_secs(2), ..Scripted::default() });
     let started = Instant::now();
