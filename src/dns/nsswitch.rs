@@ -124,6 +124,9 @@ impl Nsswitch<'_> {
     }
 }
 
+/// Services that answer no name below localhost.
+const MINIMAL: [&str; 3] = ["mdns_minimal", "mdns4_minimal", "mdns6_minimal"];
+
 fn asks(service: &str) -> State {
     State::Asks(service.to_owned())
 }
@@ -145,7 +148,11 @@ fn hosts(text: &str) -> Option<(usize, &str)> {
 /// Returns the first service that answers names below localhost and is reached.
 fn service(text: &str) -> Option<&'static str> {
     let (_, list) = hosts(text)?;
-    let end = list.match_indices('[').find(|(at, _)| ends_early(&list[*at..]));
+    let end = list.match_indices('[').find(|(at, _)| {
+        // These services know only names below `.local`. To them, no other name is NOTFOUND (nss-mdns: README.md).
+        let before = list[..*at].split_whitespace().next_back().unwrap_or_default();
+        !MINIMAL.contains(&before) && ends_early(&list[*at..])
+    });
     let asked = end.map_or(list, |(at, _)| &list[..at]);
     asked.split_whitespace().find_map(|word| [SERVICE, "resolve"].into_iter().find(|service| *service == word))
 }
@@ -253,9 +260,11 @@ mod tests {
     fn systems_that_need_nothing_or_lack_something_are_left_alone() {
         let resolved = DEBIAN.replace("files dns", "files resolve [!UNAVAIL=return] dns");
         let own = DEBIAN.replace("files dns", "files dns myhostname");
+        let minimal = DEBIAN.replace("files dns", "files mdns4_minimal [NOTFOUND=return] dns myhostname");
         for (text, has_library, wanted) in [
             (Some(resolved.as_str()), false, Some(asks("resolve"))),
             (Some(&own), true, Some(asks(SERVICE))),
+            (Some(&minimal), true, Some(asks(SERVICE))),
             (Some(DEBIAN), false, None),
             (Some("passwd: files\n"), true, None),
             (None, true, None),
