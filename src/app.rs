@@ -41,7 +41,7 @@ use crate::{
         tcp::TcpFrontend,
         tls::TlsFrontend,
     },
-    journal::audit::Audit,
+    journal::{Journal, audit::Audit},
     k8s::client::Clusters,
     listener::{
         bind::{self, Kind, Sockets},
@@ -132,6 +132,7 @@ pub struct Bound {
     config: Config,
     /// The same for all: a kubeconfig that is a pipe is read once.
     clusters: Arc<Clusters>,
+    journal: Arc<Journal>,
     sockets: Sockets,
     admin: Option<AdminSocket>,
     /// Port that names the admin socket. `None`: there will be no admin socket.
@@ -157,7 +158,7 @@ impl App {
                 .ok()
         });
         let clusters = Clusters::new(&config.exec_path);
-        Ok(Bound { app: self, config, clusters, sockets, admin, admin_port: port })
+        Ok(Bound { app: self, config, clusters, journal: Arc::default(), sockets, admin, admin_port: port })
     }
 }
 
@@ -181,6 +182,11 @@ impl Bound {
         &self.config
     }
 
+    /// Returns the journal, whose audit log has to be finished after the drain.
+    pub fn journal(&self) -> Arc<Journal> {
+        self.journal.clone()
+    }
+
     /// Reads the kubeconfig, and returns what each name means.
     pub fn router(&self) -> Router {
         route(&self.clusters, Arc::new(self.config.clone()))
@@ -191,10 +197,10 @@ impl Bound {
     /// # Errors
     /// The audit log cannot be opened, or the system has no random numbers for keys.
     pub async fn run(self, drain: Drain) -> io::Result<()> {
-        let Self { app, config, clusters, sockets, admin, admin_port } = self;
+        let Self { app, config, clusters, journal, sockets, admin, admin_port } = self;
         let backend: Arc<dyn Backend> =
             Arc::new(Backends::new(clusters.clone(), app.supervisor.clone(), drain.clone()));
-        let tunnels = Manager::new(backend, drain.clone());
+        let tunnels = Manager::with_journal(backend, drain.clone(), journal);
         let config = Arc::new(config);
         let router: SharedRouter = Arc::new(ArcSwap::from_pointee(route(&clusters, config.clone())));
         let metrics = Arc::new(Metrics::default());

@@ -129,6 +129,12 @@ impl Journal {
         *self.audit.write().expect("no panic while the lock is held") = audit;
     }
 
+    /// Waits until the audit log has all its lines, at most this long. Blocks. Returns the number of lines that are missing.
+    pub fn finish_audit(&self, limit: Duration) -> usize {
+        let written = self.audit.read().expect("no panic while the lock is held").as_ref().map(Audit::written);
+        written.map_or(0, |written| written(limit))
+    }
+
     /// Returns whether adit must identify the programs of its clients.
     pub fn is_audited(&self) -> bool {
         self.audit.read().expect("no panic while the lock is held").is_some()

@@ -17,7 +17,7 @@ use std::{
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::spawn_blocking,
-    time::sleep,
+    time::{Instant, sleep},
 };
 use tracing::{debug, info, warn};
 
@@ -145,19 +145,31 @@ impl Signals {
     }
 }
 
+/// Minimum time for the last lines of the audit log. With the grace of 10 s, the process is gone within 11 s.
+const AUDIT_WITHIN: Duration = Duration::from_millis(250);
+
 /// Serves until a signal, then lets requests finish within the grace. A second signal ends adit at once.
 pub async fn serve(bound: Bound, mut signal: impl AsyncFnMut()) -> Result<ExitCode, CliError> {
-    let drain = Drain::new();
+    let (drain, journal) = (Drain::new(), bound.journal());
     tokio::select! {
         served = bound.run(drain.clone()) => served?,
         () = signal() => {}
     }
     let grace = Limits::default().grace;
     info!("stopping: requests in progress have {grace:?}");
+    let until = Instant::now() + grace;
+    let finish = async {
+        let cut = drain.finish(grace).await;
+        let limit = until.saturating_duration_since(Instant::now()).max(AUDIT_WITHIN);
+        (cut, spawn_blocking(move || journal.finish_audit(limit)).await.unwrap_or_default())
+    };
     tokio::select! {
-        cut = drain.finish(grace) => {
+        (cut, lines) = finish => {
             if cut > 0 {
                 info!(cut, "stopped: what did not finish was cut");
+            }
+            if lines > 0 {
+                warn!(lines, "stopped: the audit log did not take its last lines");
             }
             Ok(ExitCode::SUCCESS)
         }

@@ -7,11 +7,14 @@
 //! ```
 
 use std::{
+    collections::VecDeque,
     fs::{self, File, Metadata, OpenOptions},
     io::{self, Seek, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    thread,
+    time::Duration,
 };
 
 use jiff::{Timestamp, Unit};
@@ -20,8 +23,47 @@ use tracing::{error, warn};
 
 use super::entry::Entry;
 
+/// Maximum number of lines that wait for the file, at most about 15 MB. A file system that hangs must not fill the memory.
+const MOST_WAITING: usize = 10_000;
+
 /// An audit log's file, to which adit appends.
-pub struct Audit(Mutex<Log>);
+///
+/// A thread of its own writes the lines, because a pipe or a network file system may block the writer for hours.
+pub struct Audit(Arc<Queue>);
+
+/// Lines on their way to the file.
+#[derive(Default)]
+struct Queue {
+    state: Mutex<Waiting>,
+    /// Notified after each change of the state.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// Lines to write. The first one stays here while the thread writes it.
+    lines: VecDeque<String>,
+    /// Lines that found no place.
+    lost: u64,
+    /// There will be no more lines.
+    has_ended: bool,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.state.lock().expect("no panic while the lock is held")
+    }
+
+    /// Returns the next line once there is one, and the number of lines lost meanwhile. `None`: there will be none.
+    fn next(&self) -> Option<(String, u64)> {
+        let is_idle = |state: &mut Waiting| state.lines.is_empty() && !state.has_ended;
+        let mut state = self.changed.wait_while(self.lock(), is_idle).expect("no panic while the lock is held");
+        let line = state.lines.front()?.clone();
+        // Report them once the queue has room again. Otherwise each line of a slow file would be a report.
+        let lost = if state.lines.len() <= MOST_WAITING / 2 { std::mem::take(&mut state.lost) } else { 0 };
+        Some((line, lost))
+    }
+}
 
 struct Log {
     path: PathBuf,
@@ -38,13 +80,51 @@ impl Audit {
     /// # Errors
     /// The file cannot be opened for writing.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self(Mutex::new(Log { path: path.to_owned(), file: open(path)?, lost: 0, is_torn: false })))
+        let mut log = Log { path: path.to_owned(), file: open(path)?, lost: 0, is_torn: false };
+        let queue = Arc::<Queue>::default();
+        let lines = queue.clone();
+        thread::Builder::new().name("audit".to_owned()).spawn(move || {
+            while let Some((line, lost)) = lines.next() {
+                log.lost += lost;
+                log.line(&line);
+                lines.lock().lines.pop_front();
+                lines.changed.notify_all();
+            }
+        })?;
+        Ok(Self(queue))
     }
 
-    /// Writes the line at once. A buffered line would be lost if the process dies.
+    /// Passes the line to the thread, which writes it at once: a buffered line would be lost if the process dies.
     pub(super) fn write(&self, entry: &Entry) {
         let line = format!("{}\n", line(entry));
-        self.0.lock().expect("no panic while the lock is held").line(&line);
+        let mut state = self.0.lock();
+        if state.lines.len() < MOST_WAITING {
+            state.lines.push_back(line);
+            self.0.changed.notify_all();
+            return;
+        }
+        if state.lost == 0 {
+            error!("the audit log takes no more lines: its pipe is full, or its file system does not answer");
+        }
+        state.lost += 1;
+    }
+
+    /// Returns a function that waits until all lines are written, at most this long. It returns the number of lines that are
+    /// not.
+    pub(super) fn written(&self) -> impl FnOnce(Duration) -> usize + Send + use<> {
+        let queue = self.0.clone();
+        move |limit| {
+            let waiting = queue.changed.wait_timeout_while(queue.lock(), limit, |state| !state.lines.is_empty());
+            waiting.expect("no panic while the lock is held").0.lines.len()
+        }
+    }
+}
+
+impl Drop for Audit {
+    /// Ends the thread after the last line.
+    fn drop(&mut self) {
+        self.0.lock().has_ended = true;
+        self.0.changed.notify_all();
     }
 }
 
@@ -148,6 +228,32 @@ mod tests {
     use super::*;
     use crate::journal::Kind;
 
+    const SOON: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn a_pipe_that_nobody_reads_blocks_only_its_thread() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let mut reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let audit = Audit::open(&path).unwrap();
+        let write = |at: usize| audit.write(&Entry::new(Kind::Http).with_path(&at.to_string()));
+        (0..2 * MOST_WAITING).for_each(write);
+        assert!(audit.written()(Duration::ZERO) > MOST_WAITING / 2);
+        let lost = audit.0.lock().lost;
+        assert!(lost > MOST_WAITING as u64 / 2, "{lost}");
+        let written = audit.written();
+        let waiting = thread::spawn(move || written(SOON));
+        let mut lines = 0;
+        while lines + (lost as usize) < 2 * MOST_WAITING {
+            let mut read = [0; 65_536];
+            let count = io::Read::read(&mut reader, &mut read).unwrap();
+            lines += read[..count].iter().filter(|byte| **byte == b'\n').count();
+        }
+        assert_eq!(waiting.join().unwrap(), 0);
+        assert_eq!(audit.0.lock().lost, 0, "they are reported");
+    }
+
     #[test]
     fn a_line_stays_a_line() {
         let folder = tempfile::tempdir().unwrap();
@@ -155,6 +261,7 @@ mod tests {
         let audit = Audit::open(&path).unwrap();
         audit.write(&Entry::new(Kind::Http).with_path("/a\nb\"").with_host("web"));
         audit.write(&Entry::new(Kind::Tcp));
+        assert_eq!(audit.written()(SOON), 0);
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!((lines.len(), &lines[0]["path"], &lines[1]["kind"]), (2, &"/a\nb\"".into(), &"tcp".into()));
@@ -167,14 +274,18 @@ mod tests {
         let (path, rotated) = (folder.path().join("audit.log"), folder.path().join("audit.1"));
         let audit = Audit::open(&path).unwrap();
         let lines = |path: &Path| fs::read_to_string(path).unwrap().lines().count();
-        audit.write(&Entry::new(Kind::Http));
+        let write = || {
+            audit.write(&Entry::new(Kind::Http));
+            assert_eq!(audit.written()(SOON), 0);
+        };
+        write();
         fs::rename(&path, &rotated).unwrap();
-        audit.write(&Entry::new(Kind::Http));
+        write();
         assert_eq!((lines(&rotated), lines(&path)), (1, 1));
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         // If its folder is gone, adit continues with the old file.
         fs::rename(folder.path(), folder.path().with_extension("gone")).unwrap();
-        audit.write(&Entry::new(Kind::Http));
+        write();
         fs::rename(folder.path().with_extension("gone"), folder.path()).unwrap();
         assert_eq!(lines(&path), 2);
     }
@@ -205,6 +316,6 @@ mod tests {
     fn fills_its_disk() {
         let audit = Audit::open(Path::new(&std::env::var_os("ADIT_TEST_AUDIT").unwrap())).unwrap();
         (0..100).for_each(|_| audit.write(&Entry::new(Kind::Http).with_host("web.shop.localhost")));
-        assert!(audit.0.lock().unwrap().lost > 0);
+        assert_eq!(audit.written()(SOON), 0);
     }
 }

@@ -181,6 +181,11 @@ impl Drop for Listed {
 impl Manager {
     /// `drain` tracks the tasks of the tunnels. Once it starts, `acquire` creates no tunnel and returns [`OpenError::Stopped`].
     pub fn new(backend: Arc<dyn Backend>, drain: Drain) -> Self {
+        Self::with_journal(backend, drain, Arc::default())
+    }
+
+    /// Does the same with a journal that outlives the manager.
+    pub fn with_journal(backend: Arc<dyn Backend>, drain: Drain, journal: Arc<Journal>) -> Self {
         let tunnels = Tunnels {
             by_target: HashMap::new(),
             same: HashMap::new(),
@@ -188,7 +193,6 @@ impl Manager {
             tokens: NEW_AT_ONCE,
             filled: Instant::now(),
         };
-        let journal = Arc::new(Journal::default());
         let (tunnels, created_tx) = (Mutex::new(tunnels), watch::Sender::new(()));
         Self { shared: Arc::new(Shared { backend, drain, journal, tunnels, created_tx }) }
     }
