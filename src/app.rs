@@ -148,9 +148,6 @@ impl App {
         self.overrides.apply(&mut config);
         let sockets = Sockets::bind(&bind::wanted(&config), &self.inherited, |_| None)
             .map_err(|error| self.overrides.explain(error))?;
-        for address in self.inherited.unused(&sockets.all_addresses()) {
-            warn!(%address, "the service manager listens there, and nothing in the configuration does: 'adit service install' writes its units again");
-        }
         let port = sockets.addresses(Kind::Http).first().map(SocketAddr::port).filter(|_| self.admin);
         let admin = port.and_then(|port| {
             AdminSocket::bind(port)
@@ -253,6 +250,7 @@ impl Bound {
         let frontends = Frontends { mux, tcp, sni, admin: Box::new(admin_listener) };
         let mut ports = Ports::new(frontends, app.inherited.clone(), drain.clone());
         ports.serve(sockets);
+        ports.refuse_unused();
 
         // A drain must not wait for a sign-in, which may need a person at a browser.
         let (ended, of_clusters) = (drain.clone(), clusters.clone());

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
-    time::{MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tracing::{debug, info, warn};
 
@@ -18,7 +18,10 @@ use crate::{
     },
     drain::Drain,
     k8s::client::Clusters,
-    listener::{bind::Kind, ports::Ports},
+    listener::{
+        bind::Kind,
+        ports::{self, Ports},
+    },
     relay::{
         self,
         client::{ClientState, Direct, Fatal, Refusals, Wanted},
@@ -35,8 +38,19 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 /// place, and kubectl reads them at each start.
 const LOOK_AT_FILES: Duration = Duration::from_secs(60);
 
-/// Interval between two attempts to apply a configuration whose addresses are not free.
+/// Interval between two attempts to apply a configuration whose addresses are not free. It doubles up to the longest one while
+/// each attempt has to close a listener that works.
 const APPLY_AGAIN: Duration = Duration::from_secs(5);
+const LONGEST_APPLY_AGAIN: Duration = Duration::from_secs(5 * 60);
+
+/// A configuration whose addresses were not free. It is tried again.
+pub struct Refused {
+    config: Config,
+    /// Whether a person requested it.
+    asked_for: bool,
+    pause: Duration,
+    again_at: Instant,
+}
 
 /// The running program.
 pub struct Running {
@@ -48,8 +62,7 @@ pub struct Running {
     pub source: Source,
     /// The configuration at the start of the process.
     pub first: Arc<Config>,
-    /// Configuration whose addresses were not free, and whether a person requested it. It is tried again.
-    pub refused: Option<(Config, bool)>,
+    pub refused: Option<Refused>,
     /// Running clients of relays; each drain ends its client.
     pub local: BTreeMap<LocalPort, Drain>,
 }
@@ -119,6 +132,7 @@ impl Running {
         let mut look_at_files = interval(LOOK_AT_FILES);
         look_at_files.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let apply_at = self.refused.as_ref().map(|refused| refused.again_at);
             tokio::select! {
                 changed = changes.changed(), if is_followed => match changed {
                     Ok(()) => {
@@ -126,7 +140,7 @@ impl Running {
                         self.refused = None;
                         match reload {
                             Some(Reload { config: Ok(config), asked_for }) => {
-                                self.reload((*config).clone(), asked_for, false).await;
+                                self.reload((*config).clone(), asked_for, None).await;
                                 self.serve_local(drain);
                             }
                             Some(Reload { config: Err(reason), .. }) => self.reject(&reason),
@@ -141,9 +155,9 @@ impl Running {
                     self.refresh(drain);
                 }
                 _ = look_at_files.tick() => self.refresh(drain),
-                () = sleep(APPLY_AGAIN), if self.refused.is_some() => {
-                    if let Some((config, asked_for)) = self.refused.take() {
-                        self.reload(config, asked_for, true).await;
+                () = sleep_until(apply_at.unwrap_or_else(Instant::now)), if apply_at.is_some() => {
+                    if let Some(refused) = self.refused.take() {
+                        self.reload(refused.config, refused.asked_for, Some(refused.pause)).await;
                         self.serve_local(drain);
                     }
                 }
@@ -178,8 +192,8 @@ impl Running {
         paths
     }
 
-    /// Applies a configuration. `is_again`: an earlier attempt failed, and the log has the reason.
-    async fn reload(&mut self, mut config: Config, asked_for: bool, is_again: bool) {
+    /// Applies a configuration. `again`: the pause since the last attempt, which failed, and whose reason is in the log.
+    async fn reload(&mut self, mut config: Config, asked_for: bool, again: Option<Duration>) {
         self.app.overrides.apply(&mut config);
         let old = self.router.load().config.clone();
         if config == *old {
@@ -202,17 +216,21 @@ impl Running {
             Ok(opened) => opened,
             Err(error) => return self.reject(&error.to_string()),
         };
-        let change = match self.ports.prepare(&config).await {
+        let change = match self.ports.prepare(&config, again.is_some()).await {
             Ok(change) => change,
-            Err(error) => {
+            Err(ports::Refused { error, has_closed }) => {
                 let error = self.app.overrides.explain(error);
                 let hint = error.hint().map_or_else(String::new, |hint| format!("; {hint}"));
                 self.tell_facts();
                 let reason = format!("{error}{hint}");
-                if !is_again || self.source.facts().rejected.as_ref() != Some(&reason) {
+                if again.is_none() || self.source.facts().rejected.as_ref() != Some(&reason) {
                     self.reject(&reason);
                 }
-                self.refused = Some((config, asked_for));
+                let pause = match again {
+                    Some(pause) if has_closed => (2 * pause).min(LONGEST_APPLY_AGAIN),
+                    _ => APPLY_AGAIN,
+                };
+                self.refused = Some(Refused { config, asked_for, pause, again_at: Instant::now() + pause });
                 return;
             }
         };

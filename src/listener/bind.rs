@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::net::TcpListener;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::inherited::Inherited;
 use crate::{config::Config, io::accept};
@@ -95,7 +95,7 @@ pub fn reason(error: &io::Error) -> String {
 pub struct Wanted {
     pub key: Key,
     pub asked_by: String,
-    /// Another address with the same port. This one is optional then: it is left out if the machine does not have it.
+    /// Another address with the same port. This one is optional then: adit starts even if the machine does not have it.
     pub beside: Option<SocketAddr>,
 }
 
@@ -132,7 +132,11 @@ pub fn wanted(config: &Config) -> Vec<Wanted> {
 
 /// Bound sockets that do not accept yet.
 #[derive(Default)]
-pub struct Sockets(pub Vec<(Key, TcpListener)>);
+pub struct Sockets {
+    pub bound: Vec<(Key, TcpListener)>,
+    /// Addresses that the machine does not have yet, such as that of a VPN.
+    pub missing: Vec<Key>,
+}
 
 impl Sockets {
     /// Binds all addresses of `wanted`, or none. Uses inherited sockets as they are. `serving`: returns the local
@@ -151,9 +155,16 @@ impl Sockets {
                 address.set_port(local.map_or(address.port(), |local| local.port()));
             }
             match inherited.listener(address).unwrap_or_else(|| listen(address)) {
-                Ok(listener) => sockets.0.push((*key, listener)),
+                Ok(listener) => sockets.bound.push((*key, listener)),
                 Err(error) if beside.is_some() && error.kind() != io::ErrorKind::AddrInUse => {
-                    debug!(%address, %error, "not listening there")
+                    // adit adds `[::1]` and `[::]` itself, also on machines without IPv6.
+                    if let IpAddr::V6(Ipv6Addr::LOCALHOST | Ipv6Addr::UNSPECIFIED) = address.ip() {
+                        debug!(%address, %error, "not listening there");
+                        continue;
+                    }
+                    let reason = reason(&error);
+                    warn!(%address, asked_by, reason, "not listening there yet: trying again each second");
+                    sockets.missing.push((kind, address));
                 }
                 Err(source) => return Err(BindError { kind, address, asked_by: asked_by.clone(), source }),
             }
@@ -162,18 +173,13 @@ impl Sockets {
     }
 
     fn local(&self, key: &Key) -> Option<SocketAddr> {
-        let (_, listener) = self.0.iter().find(|(other, _)| other == key)?;
+        let (_, listener) = self.bound.iter().find(|(other, _)| other == key)?;
         listener.local_addr().ok()
-    }
-
-    /// Returns the local addresses of all sockets.
-    pub fn all_addresses(&self) -> Vec<SocketAddr> {
-        self.0.iter().filter_map(|(_, listener)| listener.local_addr().ok()).collect()
     }
 
     /// Returns the local addresses of the sockets of one kind.
     pub fn addresses(&self, kind: Kind) -> Vec<SocketAddr> {
-        let of_kind = self.0.iter().filter(|((other, _), _)| *other == kind);
+        let of_kind = self.bound.iter().filter(|((other, _), _)| *other == kind);
         of_kind.filter_map(|(_, listener)| listener.local_addr().ok()).collect()
     }
 }
@@ -226,6 +232,10 @@ mod tests {
 
     #[tokio::test]
     async fn several_addresses_have_their_own_ports() {
+        // TEST-NET-1 (RFC 5737) is on no machine.
+        let sockets = bind("http: {listen: [\"127.0.0.1:0\", \"192.0.2.1:0\"]}\n").unwrap();
+        let port = sockets.addresses(Kind::Http)[0].port();
+        assert_eq!(sockets.missing, [(Kind::Http, SocketAddr::from(([192, 0, 2, 1], port)))]);
         let sockets = bind("http: {listen: [\"127.0.0.1:0\", \"127.0.0.2:0\"]}\n");
         // The second address gets the port of the first, because both are 0 in the file.
         assert!(sockets.is_ok_and(|sockets| sockets.addresses(Kind::Http).len() >= 2));

@@ -9,10 +9,12 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
-use tokio::{net::TcpStream, sync::oneshot};
+use socket2::SockRef;
+use tokio::{net::TcpStream, sync::oneshot, time::sleep};
 use tracing::{info, warn};
 
 use super::{
@@ -27,6 +29,9 @@ use crate::{
     frontend::{Connection, client_socket::ClientSocket, door::Door, sni::SniFrontend, tcp::TcpFrontend},
     io::accept::{self, Admission, Limits, Names},
 };
+
+/// Pause after an accept that failed for lack of open files.
+const PAUSE: Duration = Duration::from_secs(1);
 
 impl Kind {
     /// Returns the number of open files reserved for refusing clients at the open-file limit. With several, one client
@@ -55,9 +60,19 @@ pub struct Ports {
     admission: Arc<Admission>,
     inherited: Arc<Inherited>,
     serving: BTreeMap<Key, Serving>,
-    /// Listeners that a failed reload had closed, and whose port another program took meanwhile.
+    /// Listeners that a failed reload had closed, and whose port another program took meanwhile; and addresses that the machine
+    /// does not have yet.
     lost: BTreeMap<Key, SocketAddr>,
+    /// Inherited sockets that no listener uses.
+    refusing: BTreeMap<SocketAddr, Drain>,
     next_connection: Arc<AtomicU64>,
+}
+
+/// Why a configuration has no listeners.
+pub struct Refused {
+    pub error: BindError,
+    /// Listeners were closed for a while, which has ended their idle connections.
+    pub has_closed: bool,
 }
 
 /// Bound sockets of a reload, and the listeners that it removes.
@@ -83,13 +98,15 @@ impl Ports {
             inherited,
             serving: BTreeMap::new(),
             lost: BTreeMap::new(),
+            refusing: BTreeMap::new(),
             next_connection: Arc::new(AtomicU64::new(1)),
         }
     }
 
     /// Starts to accept on bound sockets.
     pub fn serve(&mut self, sockets: Sockets) {
-        for ((kind, configured), listener) in sockets.0 {
+        self.lost.extend(sockets.missing.into_iter().map(|key| (key, key.1)));
+        for ((kind, configured), listener) in sockets.bound {
             let Ok(local) = listener.local_addr() else { continue };
             // Probes get answers until the process ends, so the drain does not wait for this listener.
             let is_to_the_end = kind == Kind::Admin;
@@ -164,11 +181,11 @@ impl Ports {
     }
 
     /// Binds the new addresses of a configuration. If an old listener is in the way (`127.0.0.1:80` becomes
-    /// `0.0.0.0:80`), closes it first. All others go on as before.
+    /// `0.0.0.0:80`), closes it first. All others go on as before. `is_again`: the log has both lines about that already.
     ///
     /// # Errors
     /// A new address cannot be bound. Listeners that were closed for it are restored.
-    pub async fn prepare(&mut self, config: &Config) -> Result<Change, BindError> {
+    pub async fn prepare(&mut self, config: &Config, is_again: bool) -> Result<Change, Refused> {
         let wanted = bind::wanted(config);
         let kept: BTreeSet<Key> = wanted.iter().map(|wanted| wanted.key).collect();
         let leaving = |key: &Key| !kept.contains(key);
@@ -176,7 +193,8 @@ impl Ports {
         let missing = wanted.into_iter().filter(|wanted| !self.serving.contains_key(&wanted.key));
         let (blocked, free): (Vec<_>, Vec<_>) = missing
             .partition(|wanted| self.serving.iter().any(|(key, serving)| leaving(key) && overlaps(serving, wanted)));
-        let mut sockets = Sockets::bind(&free, &self.inherited, |key| Some(self.serving.get(key)?.local))?;
+        let mut sockets = Sockets::bind(&free, &self.inherited, |key| Some(self.serving.get(key)?.local))
+            .map_err(|error| Refused { error, has_closed: false })?;
         let in_the_way: Vec<(Key, SocketAddr)> = self
             .serving
             .iter()
@@ -184,15 +202,18 @@ impl Ports {
             .map(|(key, serving)| (*key, serving.local))
             .collect();
         for (key, _) in &in_the_way {
-            self.leave(key).await;
+            self.leave(key, is_again).await;
         }
         match Sockets::bind(&blocked, &self.inherited, |key| Some(self.serving.get(key)?.local)) {
-            Ok(more) => sockets.0.extend(more.0),
+            Ok(more) => {
+                sockets.bound.extend(more.bound);
+                sockets.missing.extend(more.missing);
+            }
             Err(error) => {
                 // Free an address that both old and new listeners want.
                 drop(sockets);
-                self.restore(&in_the_way);
-                return Err(error);
+                self.restore(&in_the_way, is_again);
+                return Err(Refused { error, has_closed: !in_the_way.is_empty() });
             }
         }
         Ok(Change { sockets, leaving: self.serving.keys().copied().filter(leaving).collect() })
@@ -209,47 +230,91 @@ impl Ports {
             serving.drain.start();
         }
         for key in &change.leaving {
-            self.leave(key).await;
+            self.leave(key, false).await;
+        }
+        self.refuse_unused();
+    }
+
+    /// Resets the connections of inherited sockets that no listener uses. Their clients would wait for ever.
+    pub fn refuse_unused(&mut self) {
+        let used: Vec<SocketAddr> = self.serving.values().map(|serving| serving.local).collect();
+        let unused = self.inherited.unused(&used);
+        self.refusing.retain(|address, drain| {
+            let is_unused = unused.contains(address);
+            if !is_unused {
+                drain.start();
+            }
+            is_unused
+        });
+        for address in unused {
+            if self.refusing.contains_key(&address) {
+                continue;
+            }
+            warn!(%address, "the service manager listens there, and nothing in the configuration does: 'adit service install' writes its units again");
+            let Some(Ok(listener)) = self.inherited.listener(address) else { continue };
+            let drain = self.drain.child();
+            self.refusing.insert(address, drain.clone());
+            self.drain.spawn(async move {
+                let refusing = async {
+                    loop {
+                        match listener.accept().await {
+                            // A reset, because a clean close would look like an answer.
+                            Ok((client, _)) => drop(SockRef::from(&client).set_linger(Some(Duration::ZERO))),
+                            Err(_) => sleep(PAUSE).await,
+                        }
+                    }
+                };
+                tokio::select! {
+                    () = refusing => {}
+                    () = drain.started() => {}
+                }
+            });
         }
     }
 
     /// Stops a listener, and returns once its socket is closed.
-    async fn leave(&mut self, key: &Key) {
+    async fn leave(&mut self, key: &Key, is_again: bool) {
         let Some(serving) = self.serving.remove(key) else { return };
-        info!(address = %serving.local, "no longer listening");
+        if !is_again {
+            info!(address = %serving.local, "no longer listening");
+        }
         serving.drain.start();
         // The sender is dropped with the socket, so an error means that it is closed.
         let _ = serving.closed.await;
     }
 
-    fn restore(&mut self, left: &[(Key, SocketAddr)]) {
+    fn restore(&mut self, left: &[(Key, SocketAddr)], is_again: bool) {
         for (key, address) in left {
-            if let Err(error) = self.listen_again(*key, *address) {
-                let error = bind::reason(&error);
-                warn!(%address, error, "no longer listening there: trying again until the port is free");
-                self.lost.insert(*key, *address);
+            match self.listen_again(*key, *address) {
+                Ok(()) if is_again => {}
+                Ok(()) => info!(%address, "listening again"),
+                Err(error) => {
+                    let error = bind::reason(&error);
+                    warn!(%address, error, "no longer listening there: trying again until the port is free");
+                    self.lost.insert(*key, *address);
+                }
             }
         }
     }
 
     fn listen_again(&mut self, key: Key, address: SocketAddr) -> io::Result<()> {
         let listener = self.inherited.listener(address).unwrap_or_else(|| bind::listen(address))?;
-        self.serve(Sockets(vec![(key, listener)]));
-        info!(%address, "listening again");
+        self.serve(Sockets { bound: vec![(key, listener)], missing: Vec::new() });
         Ok(())
     }
 
-    /// Returns whether a listener of the configuration lacks its socket since a reload failed.
+    /// Returns whether a listener of the configuration lacks its socket.
     pub fn has_lost(&self) -> bool {
         !self.lost.is_empty()
     }
 
-    /// Tries to listen again on ports lost in a failed reload. Returns whether a listener is back.
+    /// Tries to listen on the ports that lack their socket. Returns whether a listener is back.
     pub fn recover(&mut self) -> bool {
         let before = self.lost.len();
         for (key, address) in std::mem::take(&mut self.lost) {
-            if self.listen_again(key, address).is_err() {
-                self.lost.insert(key, address);
+            match self.listen_again(key, address) {
+                Ok(()) => info!(%address, "listening"),
+                Err(_) => drop(self.lost.insert(key, address)),
             }
         }
         self.lost.len() < before

@@ -391,6 +391,40 @@ async fn an_audit_log_that_cannot_be_written_costs_no_listener() {
 }
 
 #[tokio::test]
+async fn a_reload_that_waits_for_a_port_leaves_the_listener_alone_and_the_log_quiet() {
+    let port = free_port().await;
+    let process = Process::start(&tcp_route("127.0.0.1", port), &[]).await;
+    let other = std::net::TcpListener::bind(("127.0.0.2", port)).unwrap();
+    fs::write(process.config(), tcp_route("0.0.0.0", port)).unwrap();
+    process.logs("listening again").await;
+    // The first retry is 5 s later, the second one 10 s after that.
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    let log = process.log();
+    assert_eq!((log.matches("no longer listening").count(), log.matches("listening again").count()), (1, 1), "{log}");
+    assert!(process.get(SocketAddr::from(([127, 0, 0, 1], port)), "any").await.is_some());
+    drop(other);
+    process.logs("config reloaded").await;
+}
+
+#[tokio::test]
+async fn a_socket_of_the_service_manager_that_a_reload_does_not_want_resets_its_clients() {
+    let port = free_port().await;
+    let script = format!(
+        "exec perl -MIO::Socket::INET -e '$^F = 9; $s = IO::Socket::INET->new(Listen => 5, LocalAddr => \"127.0.0.1:{port}\") \
+         or die; fileno($s) == 3 or die; $ENV{{LISTEN_FDS}} = 1; $ENV{{LISTEN_PID}} = $$; exec @ARGV' \"$@\""
+    );
+    let process = Process::start_with(&tcp_route("127.0.0.1", port), &[], &script).await;
+    let local = SocketAddr::from(([127, 0, 0, 1], port));
+    assert!(process.get(local, "any").await.is_some(), "{}", process.log());
+    fs::write(process.config(), "{}\n").unwrap();
+    process.logs("the service manager listens there").await;
+    let came = Instant::now();
+    assert!(process.get(local, "any").await.is_none() && came.elapsed() < Duration::from_secs(5));
+    fs::write(process.config(), tcp_route("127.0.0.1", port)).unwrap();
+    eventually("it is used again", || async { process.get(local, "any").await.is_some() }).await;
+}
+
+#[tokio::test]
 async fn a_tcp_route_listens_on_both_loopbacks_and_follows_a_change_of_either() {
     let port = free_port().await;
     let route = |listen: &str| {
