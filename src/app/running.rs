@@ -255,9 +255,15 @@ impl Running {
 
     /// Replaces the router, and lets tunnels without a route or name finish.
     fn reroute(&self, config: Arc<Config>) {
+        let old = self.router.load_full();
         self.router.store(Arc::new(route(&self.clusters, config)));
         let router = self.router.load();
-        self.tunnels.retain(|target| router.leads_to(target));
+        // Longer timeouts of callers with other names stay, if no route has changed.
+        let new_timeout = |target: &Target| {
+            let new = router.idle_timeout(target)?;
+            (old.idle_timeout(target) != Some(new)).then_some(new)
+        };
+        self.tunnels.retain(|target| router.leads_to(target), new_timeout);
         self.tell_facts();
     }
 

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -201,13 +202,23 @@ impl Router {
 
     /// Returns whether a static or dynamic route may still go to a target after a reload.
     pub fn leads_to(&self, target: &Target) -> bool {
+        matches!(target, Target::Named(_)) || self.idle_timeout(target).is_some()
+    }
+
+    /// Returns the longest idle timeout of the routes and names of a target. Zero: never. `None`: there are none.
+    pub fn idle_timeout(&self, target: &Target) -> Option<Duration> {
+        let longest = |one: Duration, other: Duration| match one.is_zero() || other.is_zero() {
+            true => Duration::ZERO,
+            false => one.max(other),
+        };
         let sni = || self.config.sni.iter().flat_map(|sni| sni.routes.values());
         let target = match target {
             Target::Command(command) => {
-                return sni().any(|route| matches!(&route.backend, SniBackend::Command(other) if other == command));
+                let is = |backend: &SniBackend| matches!(backend, SniBackend::Command(other) if other == command);
+                return sni().filter(|route| is(&route.backend)).map(|route| route.idle_timeout).reduce(longest);
             }
             Target::Pods(target) => target,
-            Target::Named(_) => return true,
+            Target::Named(_) => return None,
         };
         let is = |found: Result<Arc<PodTarget>, RouteError>| {
             found.is_ok_and(|mut found| {
@@ -220,33 +231,28 @@ impl Router {
         };
         let of_sni = sni().filter_map(|route| match &route.backend {
             SniBackend::Kubernetes(destination) => {
-                Some((&**destination, &self.http_contexts, &self.config.http.kubeconfig))
+                Some((&**destination, route.idle_timeout, &self.http_contexts, &self.config.http.kubeconfig))
             }
             SniBackend::Command(_) => None,
         });
-        let http = self
-            .config
-            .http
-            .routes
-            .values()
-            .map(|route| (&route.destination, &self.http_contexts, &self.config.http.kubeconfig));
+        let http =
+            self.config.http.routes.values().map(|route| {
+                (&route.destination, route.idle_timeout, &self.http_contexts, &self.config.http.kubeconfig)
+            });
         let tcp = self
             .config
             .tcp
             .routes
             .values()
-            .map(|route| (&route.destination, &self.tcp_contexts, &self.config.tcp.kubeconfig));
-        if http
-            .chain(tcp)
-            .chain(of_sni)
-            .any(|(destination, contexts, paths)| is(self.target(destination, contexts, paths, "")))
-        {
-            return true;
-        }
+            .map(|route| (&route.destination, route.idle_timeout, &self.tcp_contexts, &self.config.tcp.kubeconfig));
+        let of_routes = http.chain(tcp).chain(of_sni).filter_map(|(destination, idle_timeout, contexts, paths)| {
+            is(self.target(destination, contexts, paths, "")).then_some(idle_timeout)
+        });
         // Any target of these clusters has a dynamic name, unless its context is closed to them or it is a jump.
-        target.jump.is_none()
+        let has_name = target.jump.is_none()
             && *target.cluster.kubeconfig == self.config.http.kubeconfig
-            && self.config.has_dynamic_names(&target.cluster.context)
+            && self.config.has_dynamic_names(&target.cluster.context);
+        of_routes.chain(has_name.then_some(self.config.http.idle_timeout)).reduce(longest)
     }
 
     /// Returns the context of an alias or a context name in a hostname. Ignores case, because browsers send hosts in

@@ -346,10 +346,15 @@ impl Manager {
         self.all().into_iter().find(|tunnel| &*tunnel.id == id)
     }
 
-    /// Retires the tunnels whose target `keep` rejects: each closes when its last lease is dropped.
-    pub fn retain(&self, keep: impl Fn(&Target) -> bool) {
-        for tunnel in self.all().into_iter().filter(|tunnel| !keep(&tunnel.target)) {
-            tunnel.retired.cancel();
+    /// Retires the tunnels whose target `keep` rejects: each closes when its last lease is dropped. The others get their new
+    /// idle timeout, if `idle_timeout` returns one.
+    pub fn retain(&self, keep: impl Fn(&Target) -> bool, idle_timeout: impl Fn(&Target) -> Option<Duration>) {
+        for tunnel in self.all() {
+            if !keep(&tunnel.target) {
+                tunnel.retired.cancel();
+            } else if let Some(timeout) = idle_timeout(&tunnel.target) {
+                tunnel.set_idle_timeout(timeout);
+            }
         }
     }
 

@@ -1,7 +1,6 @@
 //! The task that owns a tunnel's session, and the state that the tunnel's leases and streams share with it.
 
 use std::{
-    future::pending,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -38,7 +37,7 @@ pub(super) struct Tunnel {
     pub leases: Leases,
     /// Streams dropped when the tunnel ends.
     pub streams: Streams,
-    /// Notified when the last lease is dropped.
+    /// Notified when the last lease is dropped, and when the idle timeout is another.
     pub changed: Notify,
     /// Notified when a caller wants another attempt after a failure.
     pub wanted: Notify,
@@ -204,6 +203,12 @@ impl Tunnel {
     /// Raises the idle timeout to at least this. Zero: no limit.
     pub fn extend_idle_timeout(&self, timeout: Duration) {
         self.idle_timeout.fetch_max(to_millis(timeout), Ordering::Relaxed);
+    }
+
+    /// Replaces the idle timeout: a reload may shorten it. Zero: no limit.
+    pub fn set_idle_timeout(&self, timeout: Duration) {
+        self.idle_timeout.store(to_millis(timeout), Ordering::Relaxed);
+        self.changed.notify_waiters();
     }
 
     /// Returns the deadline of a caller that waits for a stream. It includes the start-up time of a session that has to
@@ -410,14 +415,18 @@ async fn while_running(tunnel: &Tunnel, running: Option<&Running>, drain: &Drain
 }
 
 /// Waits until no lease was held and no byte moved for the idle timeout. It does not poll: it wakes when the last lease
-/// is dropped and when the timeout ends.
+/// is dropped, when the timeout is another, and when it ends.
 async fn idle(tunnel: &Tunnel) {
     loop {
         unused(tunnel).await;
-        let Some(at) = tunnel.idle_at() else { return pending().await };
+        let changed = tunnel.changed.notified();
+        tokio::pin!(changed);
+        // Register before the look at the timeout, so that a new one in between is not missed.
+        changed.as_mut().enable();
+        let at = tunnel.idle_at();
         tokio::select! {
-            () = sleep_until(at) => {}
-            () = tunnel.changed.notified() => continue,
+            () = sleep_until(at.unwrap_or_else(Instant::now)), if at.is_some() => {}
+            () = changed => continue,
         }
         if tunnel.idle_at().is_some_and(|at| at <= Instant::now()) && tunnel.leases.close() {
             return;

@@ -205,6 +205,20 @@ async fn names_of_one_port_that_start_together_share_one_tunnel() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_new_idle_timeout_holds_for_tunnels_that_run() {
+    let (manager, _, _) = manager(Scripted::default());
+    for old in [Duration::ZERO, 10 * IDLE] {
+        drop(manager.acquire(&target("s"), old).await.unwrap());
+        sleep(Duration::from_secs(1)).await;
+        manager.retain(|_| true, |_| Some(IDLE));
+        sleep(IDLE / 2).await;
+        assert_eq!(manager.snapshot().len(), 1, "{old:?}");
+        sleep(IDLE).await;
+        assert!(manager.snapshot().is_empty(), "{old:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn tunnels_whose_targets_have_one_text_have_ids_of_their_own() {
     let (manager, _, _) = manager(Scripted::default());
     let target = |file: &str| {
@@ -387,7 +401,7 @@ async fn a_stopped_tunnel_ends_its_streams_and_is_made_again() {
 async fn a_tunnel_that_no_route_leads_to_ends_with_its_last_lease() {
     let (manager, ..) = manager(Scripted::default());
     let lease = manager.acquire(&target("s"), IDLE).await.unwrap();
-    manager.retain(|_| false);
+    manager.retain(|_| false, |_| None);
     sleep(Duration::from_secs(1)).await;
     assert_eq!(manager.snapshot().len(), 1);
     drop(lease);
@@ -410,7 +424,7 @@ async fn nothing_outlives_its_tunnel() {
     let ends: [(&str, EndedBy); 4] = [
         ("idle", |_, _| {}),
         ("stopped", |manager, _| assert!(manager.stop("c/n/s:80"))),
-        ("no route leads to it", |manager, _| manager.retain(|_| false)),
+        ("no route leads to it", |manager, _| manager.retain(|_| false, |_| None)),
         ("lost while nobody uses it", |_, backend| {
             backend.sessions.lock().unwrap()[0].send_replace(Some(CloseReason::Lost { detail: "eof".into() }));
         }),
