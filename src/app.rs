@@ -14,10 +14,12 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
+use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{debug, warn};
 
 use self::{forwards::Forwards, opener::Opening, replayer::Replaying, running::Running};
@@ -56,6 +58,9 @@ use crate::{
 };
 
 pub use crate::listener::bind::BindError;
+
+/// Time limit of the open of an audit log.
+const AUDIT_WITHIN: Duration = Duration::from_secs(5);
 
 /// Command-line options that override the file, also after a reload.
 #[derive(Clone, Debug, Default)]
@@ -208,7 +213,7 @@ impl Bound {
         let namespace = app.overrides.namespace.as_ref().map(ToString::to_string);
         let facts = Facts { loaded_at: now(), namespace, ..Facts::default() };
         if let Some(file) = &config.audit {
-            tunnels.journal().set_audit(Some(audit(file)?));
+            tunnels.journal().set_audit(Some(audit(file).await?));
         }
         let keys = Arc::new(Keys::new()?);
         let of_socket = keys.clone();
@@ -258,8 +263,8 @@ impl Bound {
             ended.started().await;
             of_clusters.sign_ins().stop();
         });
-        let (first, refused, local) = (config, None, BTreeMap::new());
-        let mut running = Running { app, clusters, tunnels, router, ports, source, first, refused, local };
+        let (first, refused, local, late) = (config, None, BTreeMap::new(), Vec::new());
+        let mut running = Running { app, clusters, tunnels, router, ports, source, first, refused, local, late };
         running.tell_facts();
         running.serve_local(&drain);
         if let Some(port) = admin_port {
@@ -316,12 +321,18 @@ pub fn route(clusters: &Clusters, config: Arc<Config>) -> Router {
     Router { config, http_contexts, tcp_contexts }
 }
 
-/// Opens the audit log.
-fn audit(file: &Path) -> io::Result<Audit> {
+/// Opens the audit log. A pipe that nobody reads cannot be opened, and a file system may hang.
+async fn audit(file: &Path) -> io::Result<Audit> {
+    let path = file.to_owned();
+    let opened = timeout(AUDIT_WITHIN, spawn_blocking(move || Audit::open(&path))).await;
+    let late = || io::Error::other("nobody reads the pipe, or its file system does not answer");
     let wrong = |error: io::Error| {
         io::Error::new(error.kind(), format!("the audit log {} cannot be written: {error}", file.display()))
     };
-    Audit::open(file).map_err(wrong)
+    opened
+        .map_err(|_| late())
+        .and_then(|opened| opened.unwrap_or_else(|error| Err(io::Error::other(error))))
+        .map_err(wrong)
 }
 
 fn now() -> String {

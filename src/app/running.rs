@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Duration};
 
+use futures::future::select_all;
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 use tracing::{debug, info, warn};
 
@@ -27,7 +29,7 @@ use crate::{
         client::{ClientState, Direct, Fatal, Refusals, Wanted},
         tls::Trust,
     },
-    routing::{SharedRouter, Target},
+    routing::{Router, SharedRouter, Target},
     tunnel::Manager,
 };
 
@@ -42,6 +44,12 @@ const LOOK_AT_FILES: Duration = Duration::from_secs(60);
 /// each attempt has to close a listener that works.
 const APPLY_AGAIN: Duration = Duration::from_secs(5);
 const LONGEST_APPLY_AGAIN: Duration = Duration::from_secs(5 * 60);
+
+/// Time limit of a read of the kubeconfigs. After it, their file system counts as hanging.
+const READ_WITHIN: Duration = Duration::from_secs(5);
+
+/// Maximum number of late reads. Each holds a thread, and one of a pipe that was deleted never ends.
+const MOST_LATE: usize = 8;
 
 /// A configuration whose addresses were not free. It is tried again.
 pub struct Refused {
@@ -65,6 +73,8 @@ pub struct Running {
     pub refused: Option<Refused>,
     /// Running clients of relays; each drain ends its client.
     pub local: BTreeMap<LocalPort, Drain>,
+    /// Reads of the kubeconfigs that are past their time limit.
+    pub late: Vec<JoinHandle<Router>>,
 }
 
 impl Running {
@@ -151,8 +161,11 @@ impl Running {
                 },
                 Some(()) = touched.recv() => {
                     info!("kubeconfig changed");
-                    self.reroute(self.router.load().config.clone());
+                    self.reroute(self.router.load().config.clone()).await;
                     self.refresh(drain);
+                }
+                () = finished(&mut self.late), if !self.late.is_empty() => {
+                    self.reroute(self.router.load().config.clone()).await;
                 }
                 _ = look_at_files.tick() => self.refresh(drain),
                 () = sleep_until(apply_at.unwrap_or_else(Instant::now)), if apply_at.is_some() => {
@@ -212,9 +225,12 @@ impl Running {
             return self.reject(&reason);
         }
         // Open the log before any listener changes. After this, only a listener can still reject the configuration.
-        let new_audit = match config.audit.as_deref().filter(|_| config.audit != old.audit).map(audit).transpose() {
-            Ok(opened) => opened,
-            Err(error) => return self.reject(&error.to_string()),
+        let new_audit = match config.audit.as_deref().filter(|_| config.audit != old.audit) {
+            Some(file) => match audit(file).await {
+                Ok(opened) => Some(opened),
+                Err(error) => return self.reject(&error.to_string()),
+            },
+            None => None,
         };
         let change = match self.ports.prepare(&config, again.is_some()).await {
             Ok(change) => change,
@@ -245,7 +261,7 @@ impl Running {
             verbosity.set(config.verbose);
         }
         self.clusters.set_exec_path(&config.exec_path);
-        self.reroute(Arc::new(config));
+        self.reroute(Arc::new(config)).await;
         // Complete the listeners after the routes, so that the first connection of a new listener finds its route.
         self.ports.complete(change).await;
         info!(changed = changed.join(", "), "config reloaded");
@@ -253,10 +269,25 @@ impl Running {
         self.tell_facts();
     }
 
-    /// Replaces the router, and lets tunnels without a route or name finish.
-    fn reroute(&self, config: Arc<Config>) {
+    /// Replaces the router, and lets tunnels without a route or name finish. If the kubeconfigs are on a file system that hangs,
+    /// their old contexts stay in force.
+    async fn reroute(&mut self, config: Arc<Config>) {
         let old = self.router.load_full();
-        self.router.store(Arc::new(route(&self.clusters, config)));
+        let mut read = None;
+        if self.late.len() < MOST_LATE {
+            let (clusters, config) = (self.clusters.clone(), config.clone());
+            let mut reading = spawn_blocking(move || route(&clusters, config));
+            match timeout(READ_WITHIN, &mut reading).await {
+                Ok(done) => read = done.ok(),
+                Err(_) => self.late.push(reading),
+            }
+        }
+        let router = read.unwrap_or_else(|| {
+            let files: Vec<String> = self.kubeconfigs().iter().map(|path| path.display().to_string()).collect();
+            warn!(files = files.join(", "), "a kubeconfig cannot be read: its file system does not answer, or it is a pipe that nobody writes; still using its contexts");
+            Router { config, http_contexts: old.http_contexts.clone(), tcp_contexts: old.tcp_contexts.clone() }
+        });
+        self.router.store(Arc::new(router));
         let router = self.router.load();
         // Longer timeouts of callers with other names stay, if no route has changed.
         let new_timeout = |target: &Target| {
@@ -283,6 +314,12 @@ impl Running {
             facts.context = context.map(ToString::to_string);
         });
     }
+}
+
+/// Waits for the end of a late read, and removes it. There has to be one.
+async fn finished(late: &mut Vec<JoinHandle<Router>>) {
+    let (_, at, _) = select_all(late.iter_mut()).await;
+    late.remove(at);
 }
 
 fn relay_of(local: &LocalPort) -> String {

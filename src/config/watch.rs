@@ -162,26 +162,35 @@ async fn settle(events: &mut mpsc::Receiver<()>) {
 /// Sends a message each time that one of `files` may have changed, until the receiver is dropped. For files that other code
 /// reads: kubeconfigs.
 pub async fn touched(files: Vec<PathBuf>, changes: mpsc::Sender<()>) {
-    let state = || {
-        files
-            .iter()
-            .map(|file| file.metadata().and_then(|file| Ok((file.modified()?, file.len()))).ok())
-            .collect::<Vec<_>>()
+    let files: Arc<[PathBuf]> = files.into();
+    // In a blocking thread, because a file system may hang.
+    let look = async |mut watcher: Option<Folders>| {
+        let files = files.clone();
+        let looking = spawn_blocking(move || {
+            // Before the look at the files: a change after it causes an event.
+            let is_watching = watcher.as_mut().is_some_and(|watcher| watcher.follow(&files));
+            let state = |file: &PathBuf| file.metadata().and_then(|file| Ok((file.modified()?, file.len()))).ok();
+            let state: Vec<_> = files.iter().map(state).collect();
+            (watcher, is_watching, state)
+        });
+        looking.await.ok()
     };
     let (events_tx, mut events) = mpsc::channel(1);
-    let mut watcher = Folders::new(events_tx);
-    // Before the look at the files: a change after it causes an event.
-    let mut follow = || watcher.as_mut().is_some_and(|watcher| watcher.follow(&files));
-    let mut is_watching = follow();
-    let mut before = state();
+    let Some((mut watcher, mut is_watching, mut before)) = look(Folders::new(events_tx)).await else { return };
     loop {
         tokio::select! {
             Some(()) = events.recv(), if is_watching => settle(&mut events).await,
             () = sleep(POLL), if !is_watching => {}
             () = changes.closed() => return,
         }
-        is_watching = follow();
-        let now = state();
+        let now;
+        tokio::select! {
+            looked = look(watcher) => match looked {
+                Some(looked) => (watcher, is_watching, now) = looked,
+                None => return,
+            },
+            () = changes.closed() => return,
+        }
         if now != before {
             before = now;
             if changes.send(()).await.is_err() {

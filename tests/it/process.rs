@@ -425,6 +425,28 @@ async fn a_socket_of_the_service_manager_that_a_reload_does_not_want_resets_its_
 }
 
 #[tokio::test]
+async fn a_kubeconfig_that_becomes_a_pipe_stops_neither_requests_nor_signals() {
+    let script = "cp \"$KUBECONFIG\" \"$HOME/kube\" && exec \"$@\" --kubeconfig \"$HOME/kube\"";
+    let mut process = Process::start_with("", &[], script).await;
+    assert!(process.serves("web.shop.localhost").await);
+    let kubeconfig = process.home().join("kube");
+    fs::remove_file(&kubeconfig).unwrap();
+    assert!(Command::new("mkfifo").arg(&kubeconfig).status().await.unwrap().success());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(process.serves("web.shop.localhost").await, "{}", process.log());
+    process.logs("still using its contexts").await;
+    let new = process.home().join("new");
+    fs::write(&new, fs::read_to_string(process.demo.kubeconfig()).unwrap().replace("demo", "another")).unwrap();
+    fs::rename(&new, &kubeconfig).unwrap();
+    eventually("it is read again", || async { process.status().await.contains("another") }).await;
+    fs::remove_file(&kubeconfig).unwrap();
+    assert!(Command::new("mkfifo").arg(&kubeconfig).status().await.unwrap().success());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    process.signal("TERM").await;
+    timeout(Duration::from_secs(11), process.child.wait()).await.expect("it ends").unwrap();
+}
+
+#[tokio::test]
 async fn a_tcp_route_listens_on_both_loopbacks_and_follows_a_change_of_either() {
     let port = free_port().await;
     let route = |listen: &str| {
