@@ -17,7 +17,7 @@ use tokio::{
 use super::{
     BindError,
     opened::Opened,
-    reach::{At, Reach, ReachError},
+    reach::{At, LOOK_UP, Reach, ReachError},
 };
 use crate::{
     admin::api::{
@@ -95,7 +95,7 @@ impl Opening {
         let wait = (request.wait_ms != Some(0)).then(|| request.wait());
         let turn = self.turns.of(&named);
         // A request that waits for longer tries by itself.
-        let _turn = timeout(request.wait(), turn.acquire()).await;
+        let _turn = timeout(request.wait().max(LOOK_UP), turn.acquire()).await;
         let before = self.served(&named);
         if let Some(opened) = before.as_ref().filter(|opened| opened.has_ports_of(&named.route.target)) {
             if wait.is_some() {

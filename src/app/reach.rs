@@ -35,7 +35,7 @@ const SETTLE: (Duration, Duration) = (Duration::from_millis(150), Duration::from
 const SETTLE_UNMEASURED: Duration = Duration::from_millis(300);
 
 /// Time for the list of a Service's ports, for callers that do not wait for the target.
-const LOOK_UP: Duration = Duration::from_secs(5);
+pub(super) const LOOK_UP: Duration = Duration::from_secs(5);
 
 /// Interval between two attempts.
 const PAUSE: Duration = Duration::from_millis(250);

@@ -1,6 +1,12 @@
 //! The API on the admin socket of the running binary.
 
-use std::{fs, net::SocketAddr, path::Path, process::Command as StdCommand, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command as StdCommand,
+    time::Duration,
+};
 
 use serde_json::Value;
 use tokio::{
@@ -400,21 +406,27 @@ async fn a_context_says_since_when_its_server_does_not_answer() {
 #[tokio::test]
 async fn two_requests_for_one_local_port_at_a_time_get_the_same() {
     let process = Process::start("", &[]).await;
-    let of_test = crate::support::ports::ports(1);
-    let body = serde_json::json!({"target": format!("web.shop@{}", of_test.start()), "as": "port"}).to_string();
-    let open = || async {
+    let of_test = crate::support::ports::ports(2);
+    let target = |port: &u16| format!("web.shop@{port}");
+    // With a wait of zero, adit does not wait for the target, but still for the request before.
+    let bodies = [
+        serde_json::json!({"target": target(of_test.start()), "as": "port"}),
+        serde_json::json!({"target": target(of_test.end()), "as": "port", "wait_ms": 0}),
+    ];
+    let open = |body: String, socket: PathBuf| async move {
         let head = format!(
             "POST /api/v1/open HTTP/1.1\r\nHost: adit\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
-        let mut stream = UnixStream::connect(process.socket()).await.unwrap();
+        let mut stream = UnixStream::connect(socket).await.unwrap();
         stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
         let mut answer = String::new();
         timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
         answer
     };
-    let (one, other, third) = tokio::join!(open(), open(), open());
-    for answer in [one, other, third] {
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    for body in bodies {
+        for answer in futures::future::join_all([(); 3].map(|()| open(body.to_string(), process.socket()))).await {
+            assert!(answer.starts_with("HTTP/1.1 200"), "{body}: {answer}");
+        }
     }
 }
