@@ -127,12 +127,13 @@ impl Commands {
             let endpoint = endpoint(0);
             return Ok(Box::new(StdioSession { command, program, wait, endpoint, placement, gauges }));
         }
+        self.pause(command).await;
+        // After the pause, in which another program could take the port.
         let port = self.ports.take(command.ports).ok_or_else(|| OpenError::Command {
             what: format!("{} cannot be started", command.run[0]),
             cause: format!("no port of {} is free", command.ports),
             hint: Some("widen sni.port_range".to_owned()),
         })?;
-        self.pause(command).await;
         let process = Process::start(command, &program, self.watch(command), Some(port.number()))?;
         let started = Instant::now();
         let addresses = loop {

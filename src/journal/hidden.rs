@@ -51,10 +51,11 @@ pub fn restored(original: &str, edited: &str) -> String {
     while let Some(at) = rest.find("(hidden, ") {
         let (before, after) = rest.split_at(at);
         let is_meant = |(name, value): &(&str, &str)| before.ends_with(name) && after.starts_with(&hidden(value.len()));
-        let (value, skipped) = match left.iter().position(is_meant).and_then(|at| left.remove(at)).map(|(_, value)| value) {
-            Some(value) => (value, hidden(value.len()).len()),
-            None => (&after[..1], 1),
-        };
+        let (value, skipped) =
+            match left.iter().position(is_meant).and_then(|at| left.remove(at)).map(|(_, value)| value) {
+                Some(value) => (value, hidden(value.len()).len()),
+                None => (&after[..1], 1),
+            };
         restored.extend([before, value]);
         rest = &after[skipped..];
     }

@@ -2,10 +2,13 @@
 
 use std::{
     collections::BTreeSet,
+    hash::{BuildHasher, RandomState},
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex},
 };
+
+use socket2::{Domain, Socket, Type};
 
 use crate::config::PortRange;
 
@@ -17,7 +20,7 @@ pub struct PortPool(Mutex<Lending>);
 struct Lending {
     lent: BTreeSet<u16>,
     /// Last port lent. Ports are lent in turn, so that a returned port rests.
-    last: u16,
+    last: Option<u16>,
 }
 
 /// A port on loan until it is dropped.
@@ -43,10 +46,15 @@ impl PortPool {
     pub fn take(self: &Arc<Self>, range: PortRange) -> Option<Lent> {
         let (first, last) = (range.first(), range.last());
         let mut lending = self.0.lock().expect("no panic while the lock is held");
-        let after = if (first..last).contains(&lending.last) { lending.last + 1 } else { first };
+        let after = match lending.last {
+            Some(before) if (first..last).contains(&before) => before + 1,
+            Some(_) => first,
+            // At random: a command of another adit could take the same port before this one listens there.
+            None => first + (RandomState::new().hash_one(first) % (u64::from(last - first) + 1)) as u16,
+        };
         let number = (after..=last).chain(first..after).find(|port| !lending.lent.contains(port) && is_free(*port))?;
         lending.lent.insert(number);
-        lending.last = number;
+        lending.last = Some(number);
         Some(Lent { number, pool: self.clone() })
     }
 }
@@ -60,8 +68,15 @@ fn is_free(port: u16) -> bool {
 
 /// Returns whether a port is free at a loopback address. A machine without IPv6 has no listener there.
 fn is_free_at(ip: IpAddr, port: u16) -> bool {
-    TcpListener::bind((ip, port))
-        .map_or_else(|error| ip.is_ipv6() && error.kind() != io::ErrorKind::AddrInUse, |_| true)
+    let address = SocketAddr::new(ip, port);
+    let bound = Socket::new(Domain::for_address(address), Type::STREAM, None).and_then(|socket| {
+        // On Linux, for ports whose last connections are in TIME_WAIT. On macOS and BSD, this would allow 127.0.0.1 beside the
+        // listener of another program at all addresses.
+        socket.set_reuse_address(cfg!(target_os = "linux"))?;
+        socket.bind(&address.into())?;
+        socket.listen(1)
+    });
+    bound.map_or_else(|error| ip.is_ipv6() && error.kind() != io::ErrorKind::AddrInUse, |_| true)
 }
 
 /// Returns the loopback addresses at which a process listens on a port. Does not connect to it.
@@ -114,7 +129,16 @@ pub fn listening(port: u16) -> Vec<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
+
+    #[test]
+    fn two_pools_begin_at_different_ports() {
+        let range = "21900-21909".parse().unwrap();
+        let first = || Arc::<PortPool>::default().take(range).map(|lent| lent.number());
+        assert!((0..200).map(|_| first()).collect::<BTreeSet<_>>().len() > 1);
+    }
 
     /// Retries, because a process that another test spawns holds a copy of each socket until its exec.
     fn eventually(condition: impl Fn() -> bool) -> bool {
