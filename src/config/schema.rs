@@ -328,7 +328,7 @@ struct Create {
     /// Command of the container. Default: sleep for a day.
     command: Option<Vec<String>>,
     /// Time limit until the pod is ready. Default: 60s.
-    timeout: Option<GoDuration>,
+    timeout: Option<TimeLimit>,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -404,6 +404,23 @@ impl JsonSchema for GoDuration {
         schemars::json_schema!({
             "description": "90s, 60m, 1h30m; 0 means never",
             "oneOf": [{"type": "string", "pattern": "^(0|([0-9]+(\\.[0-9]+)?(ms|s|m|h|d))+)$"}, {"const": 0}]
+        })
+    }
+}
+
+/// `90s`, `10m`; more than 0.
+#[derive(Serialize)]
+struct TimeLimit;
+
+impl JsonSchema for TimeLimit {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "TimeLimit".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({
+            "description": "90s, 10m, 1h30m; more than 0",
+            "oneOf": [{"type": "string", "pattern": "^([0-9]+(\\.[0-9]+)?(ms|s|m|h|d))+$"}]
         })
     }
 }

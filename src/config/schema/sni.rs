@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{GoDuration, Port, ProxyProtocol};
+use super::{GoDuration, Port, ProxyProtocol, TimeLimit};
 
 /// A listener that routes TLS and PostgreSQL connections by server name, without decrypting them.
 #[derive(Serialize, JsonSchema)]
@@ -14,7 +14,7 @@ pub struct Sni {
     /// Stop a command this long after its last connection. 0: never. Default: 10m.
     idle_timeout: Option<GoDuration>,
     /// Time limit until a command listens. Default: 15s.
-    startup_timeout: Option<GoDuration>,
+    startup_timeout: Option<TimeLimit>,
     /// Port range for commands. Default: 20000-20999.
     port_range: Option<String>,
     /// Whether each connection starts with a PROXY header. Default: off.

@@ -6,7 +6,8 @@ impl Walk {
     pub(super) fn sni(&mut self, node: &Node, config: &Config) -> Option<Sni> {
         let map = self.map(node, "Sni")?;
         let idle_timeout = self.field(&map, "idle_timeout", Self::duration).unwrap_or(defaults::SNI_IDLE_TIMEOUT);
-        let startup_timeout = self.field(&map, "startup_timeout", Self::duration).unwrap_or(defaults::COMMAND_STARTUP);
+        let startup_timeout =
+            self.field(&map, "startup_timeout", Self::time_limit).unwrap_or(defaults::COMMAND_STARTUP);
         let ports = self.field(&map, "port_range", Self::port_range).unwrap_or(defaults::COMMAND_PORTS);
         let (mut path, mut env_from) = (defaults::CLOUDFLARED.to_owned(), BTreeMap::new());
         self.field(&map, "cloudflared", |walk, node| {

@@ -66,7 +66,7 @@ impl Walk {
                     if is_image(&image) { Some(image) } else { walk.wrong(node, "the name of an image", hint) }
                 });
                 let command = walk.field(&map, "command", Self::words).unwrap_or_default();
-                let timeout = walk.field(&map, "timeout", Self::duration).unwrap_or(defaults::JUMP_POD_TIMEOUT);
+                let timeout = walk.field(&map, "timeout", Self::time_limit).unwrap_or(defaults::JUMP_POD_TIMEOUT);
                 Some(JumpPod { image: image?, command, timeout })
             });
             if let (Some(create), Some(Workload::Service(_))) = (map.get("create"), &workload) {

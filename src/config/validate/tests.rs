@@ -222,6 +222,17 @@ fn a_half_of_a_pair_and_a_service_that_would_be_created_are_mistakes() {
 }
 
 #[test]
+fn a_time_limit_of_zero_is_a_mistake() {
+    for text in [
+        "sni: {listen: \"127.0.0.1:1\", startup_timeout: 0}",
+        "tcp: {k8s: {jump: {1: {via: {pod: a, create: {image: a, timeout: 0s}}, target: {host: h, port: 1}}}}}",
+    ] {
+        let found = problems(text);
+        assert!(found.len() == 1 && found[0].contains("a duration of more than 0"), "{found:?}");
+    }
+}
+
+#[test]
 fn check_tries_the_files_and_leaves_none_behind() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).display().to_string();

@@ -63,6 +63,14 @@ impl Walk {
         parse_duration(&text).or_else(|| self.wrong(node, "a duration", Some("write 90s, 60m or 1h30m; 0 means never")))
     }
 
+    /// Parses the time limit of a start, which cannot be zero: nothing would ever start.
+    pub(super) fn time_limit(&mut self, node: &Node) -> Option<Duration> {
+        let limit = self.duration(node)?;
+        (!limit.is_zero()).then_some(limit).or_else(|| {
+            self.wrong(node, "a duration of more than 0", Some("write 90s or 10m; there is no limit of 'never'"))
+        })
+    }
+
     /// Parses a value by the rule of its type. `wanted` describes a valid one.
     pub(super) fn value<T: FromStr>(&mut self, node: &Node, wanted: &str, hint: Option<&str>) -> Option<T> {
         let text = self.text(node)?;
