@@ -22,7 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("html", &[]),
     ("tls", &["printable"]),
     ("subprocess", &[]),
-    ("trust", &["atomic_file", "subprocess"]),
+    ("trust", &["atomic_file", "config", "subprocess"]),
     ("dns", &["atomic_file"]),
     ("config", &["secrets", "wire", "tls"]),
     ("routing", &["secrets", "wire", "config", "error_code"]),

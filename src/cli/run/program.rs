@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::config::shell::quoted;
+
 /// Exit codes of shells (POSIX.1-2017, Shell Command Language, 2.8.2).
 pub const NOT_EXECUTABLE: u8 = 126;
 pub const NOT_FOUND: u8 = 127;
@@ -35,7 +37,7 @@ impl ProgramError {
 
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NotExecutable(path) => Some(format!("chmod +x {path}")),
+            Self::NotExecutable(path) => Some(format!("chmod +x {}", quoted(path))),
             _ => None,
         }
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use super::{Places, State, Store};
-use crate::trust::authority::Root;
+use crate::{config::shell::quoted, trust::authority::Root};
 
 /// Folders of distributions, with the extension of their files and their commands; the most specific first.
 const KINDS: [(&str, &str, &[&str]); 4] = [
@@ -81,11 +81,12 @@ impl Store for System {
         let Some(kind) = &self.kind else { return unknown() };
         let command = kind.command.join(" ");
         match (kind.has_file(root), kind.has_taken(root)) {
-            (true, None | Some(true)) => State::Trusts,
+            // Programs read the bundle. The file may be readable by root alone.
+            (_, Some(true)) | (true, None) => State::Trusts,
             (true, Some(false)) => State::NeedsRoot(format!("sudo {command}")),
             (false, _) => {
-                let (ours, file) = (root.file().display(), kind.file(root));
-                State::NeedsRoot(format!("sudo cp {ours} {} && sudo {command}", file.display()))
+                let [ours, file] = [root.file(), &kind.file(root)].map(|path| quoted(&path.to_string_lossy()));
+                State::NeedsRoot(format!("sudo install -m 644 {ours} {file} && sudo {command}"))
             }
         }
     }
@@ -98,7 +99,7 @@ impl Store for System {
         let Some(kind) = &self.kind else { return State::Lacks };
         let (file, command) = (kind.file(root), kind.command.join(" "));
         match (file.exists(), kind.has_taken(root)) {
-            (true, _) => State::NeedsRoot(format!("sudo rm {} && sudo {command}", file.display())),
+            (true, _) => State::NeedsRoot(format!("sudo rm {} && sudo {command}", quoted(&file.to_string_lossy()))),
             (false, Some(true)) => State::NeedsRoot(format!("sudo {command}")),
             (false, _) => State::Lacks,
         }
@@ -130,7 +131,10 @@ mod tests {
         let system = System::new(&places);
         assert_eq!(system.look(authority.root()), system.add(authority.root()), "a look says what is to be done too");
         let State::NeedsRoot(command) = system.add(authority.root()) else { panic!("it has to be said") };
-        assert!(command.starts_with("sudo cp ") && command.ends_with("&& sudo update-ca-trust extract"), "{command}");
+        assert!(
+            command.starts_with("sudo install -m 644 ") && command.ends_with("&& sudo update-ca-trust extract"),
+            "{command}"
+        );
         assert_eq!(system.remove(authority.root()), State::Lacks);
         fs::copy(authority.file(), system.kind.as_ref().unwrap().file(authority.root())).unwrap();
         assert_eq!((system.look(authority.root()), system.add(authority.root())), (State::Trusts, State::Trusts));
@@ -146,7 +150,9 @@ mod tests {
         assert_eq!(system.look(authority.root()), take_up);
         fs::copy(authority.file(), &bundle).unwrap();
         assert_eq!(system.look(authority.root()), State::Trusts);
+        // As for a file that only root can read.
         fs::remove_file(system.kind.as_ref().unwrap().file(authority.root())).unwrap();
+        assert_eq!(system.look(authority.root()), State::Trusts);
         assert_eq!(system.remove(authority.root()), take_up);
     }
 }
