@@ -423,12 +423,12 @@ impl App {
                 self.mode = Mode::Table;
                 matches!(key.code, KeyCode::Char('y' | 'Y')).then_some(Wish::Post(path))
             }
-            Mode::Detail(_, lines, scroll) => {
-                let most = u16::try_from(lines.len()).unwrap_or(u16::MAX);
+            Mode::Detail(_, _, scroll) => {
+                // The screen limits it, because it knows how many rows the text has.
                 match key.code {
-                    KeyCode::Char('j') | KeyCode::Down => *scroll = (*scroll + 1).min(most),
+                    KeyCode::Char('j') | KeyCode::Down => *scroll = scroll.saturating_add(1),
                     KeyCode::Char('k') | KeyCode::Up => *scroll = scroll.saturating_sub(1),
-                    KeyCode::PageDown => *scroll = (*scroll + 10).min(most),
+                    KeyCode::PageDown => *scroll = scroll.saturating_add(10),
                     KeyCode::PageUp => *scroll = scroll.saturating_sub(10),
                     KeyCode::Char('q' | 'Q') | KeyCode::Esc | KeyCode::Enter => self.mode = Mode::Table,
                     _ => {}

@@ -70,9 +70,9 @@ pub fn draw(frame: &mut Frame, app: &mut App) {
     header(frame, app, areas[0]);
     table(frame, app, areas[1]);
     footer(frame, app, areas[2]);
-    match &app.mode {
-        Mode::Detail(title, lines, scroll) => overlay(frame, title, lines, *scroll, app.look),
-        Mode::Help => overlay(frame, "Keys", &HELP.map(str::to_owned), 0, app.look),
+    match &mut app.mode {
+        Mode::Detail(title, lines, scroll) => overlay(frame, title, lines, scroll, app.look),
+        Mode::Help => overlay(frame, "Keys", &HELP.map(str::to_owned), &mut 0, app.look),
         _ => {}
     }
 }
@@ -279,7 +279,8 @@ fn footer(frame: &mut Frame, app: &App, area: Rect) {
     frame.render_widget(Paragraph::new(line), area);
 }
 
-fn overlay(frame: &mut Frame, title: &str, lines: &[String], scroll: u16, look: Look) {
+/// Draws text over the whole screen, from the row `scroll` on. Lowers `scroll` to the last screen of text.
+fn overlay(frame: &mut Frame, title: &str, lines: &[String], scroll: &mut u16, look: Look) {
     let area = frame.area();
     frame.render_widget(Clear, area);
     let head = TextLine::styled(
@@ -288,12 +289,15 @@ fn overlay(frame: &mut Frame, title: &str, lines: &[String], scroll: u16, look: 
     );
     let mut text = vec![head, TextLine::raw("")];
     text.extend(lines.iter().map(|line| TextLine::raw(look.text(&printable::line(line)))));
-    frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: false }).scroll((scroll, 0)), area);
+    let text = Paragraph::new(text).wrap(Wrap { trim: false });
+    let rows = u16::try_from(text.line_count(area.width)).unwrap_or(u16::MAX);
+    *scroll = (*scroll).min(rows.saturating_sub(area.height));
+    frame.render_widget(text.scroll((*scroll, 0)), area);
 }
 
 #[cfg(test)]
 mod tests {
-    use ratatui::{Terminal, backend::TestBackend};
+    use ratatui::{Terminal, backend::TestBackend, crossterm::event::KeyCode};
 
     use super::*;
     use crate::admin::api::feed::Snapshot;
@@ -370,6 +374,19 @@ mod tests {
         assert_eq!(PLAIN.spark(&[0.0, 1.0, 2.0]), "_+#");
         assert_eq!(look.spark(&[0.0, 0.0]), "▁▁");
         assert_eq!(PLAIN.text("über"), "?ber");
+    }
+
+    #[test]
+    fn the_end_of_long_details_can_be_reached() {
+        let mut app = App::new(PLAIN);
+        app.mode = Mode::Detail("title".to_owned(), vec![format!("{}end", "word ".repeat(99))], 0);
+        let mut terminal = Terminal::new(TestBackend::new(20, 6)).unwrap();
+        for _ in 0..99 {
+            app.key(KeyCode::Down.into());
+            terminal.draw(|frame| draw(frame, &mut app)).unwrap();
+        }
+        let last: String = (0..20).map(|x| terminal.backend().buffer()[(x, 5)].symbol().to_owned()).collect();
+        assert_eq!(last.trim(), "word word word end");
     }
 
     #[test]
