@@ -54,7 +54,8 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
             CliError::new("no Chromium, Chrome, Brave or Edge was found").hint(Some("say which one: --browser PROGRAM"))
         })?,
     };
-    let profile = profile().ok_or_else(|| CliError::new("there is no home folder for the browser's profile"))?;
+    let profile =
+        profile(address.port()).ok_or_else(|| CliError::new("there is no home folder for the browser's profile"))?;
     let mut command = Command::new(&browser);
     command.arg(format!("--user-data-dir={}", profile.display()));
     command.arg(format!("--proxy-pac-url={}", proxy::pac(address)));
@@ -115,14 +116,21 @@ fn is_program(file: &Path) -> bool {
     file.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
 }
 
-fn profile() -> Option<PathBuf> {
+/// Returns the folder of the profile for the adit at a port. A Chromium that runs with a profile ignores other proxy settings, so each
+/// adit has its own.
+fn profile(port: u16) -> Option<PathBuf> {
     let state = std::env::var_os("XDG_STATE_HOME").filter(|folder| !folder.is_empty()).map(PathBuf::from);
-    Some(state.or_else(|| Some(etcetera::home_dir().ok()?.join(".local/state")))?.join("adit/browser"))
+    Some(state.or_else(|| Some(etcetera::home_dir().ok()?.join(".local/state")))?.join(format!("adit/browser-{port}")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_adit_has_its_own_profile() {
+        assert!(profile(8989).unwrap().ends_with("adit/browser-8989"));
+    }
 
     #[test]
     fn services_have_urls_of_the_cluster() {
