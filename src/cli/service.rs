@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     atomic_file,
+    config::{defaults, shell},
     listener::bind::{self, Kind},
     service::{Installed, Service, ServiceFile, launchd, systemd},
     subprocess,
@@ -322,7 +323,8 @@ fn service(manager: Manager, globals: &Globals, variables: &[String]) -> Result<
     option("--config", globals.config.as_ref().map(absolute).transpose()?);
     option("--context", globals.context.clone().map(String::from));
     option("--namespace", globals.namespace.clone().map(String::from));
-    option("--kubeconfig", globals.kubeconfig.as_deref().map(|list| absolute_list(list.as_ref())));
+    let files = globals.kubeconfig.as_deref().map(|list| defaults::kubeconfig_paths(Some(list)).0);
+    option("--kubeconfig", files.map(absolute_list));
     option("--listen", globals.listen.clone());
     if globals.verbose {
         command.push("--verbose".to_owned());
@@ -330,7 +332,9 @@ fn service(manager: Manager, globals: &Globals, variables: &[String]) -> Result<
     let mut environment: BTreeMap<String, String> =
         KEPT.iter().filter_map(|name| Some(((*name).to_owned(), env::var(name).ok()?))).collect();
     // The service starts in another folder.
-    environment.entry("KUBECONFIG".to_owned()).and_modify(|list| *list = absolute_list(list.as_ref()));
+    environment
+        .entry("KUBECONFIG".to_owned())
+        .and_modify(|list| *list = absolute_list(env::split_paths(list).collect()));
     if let Some(file) = environment.get_mut("ADIT_CONFIG").filter(|file| !file.is_empty()) {
         *file = absolute(&PathBuf::from(&*file))?;
     }
@@ -343,11 +347,10 @@ fn service(manager: Manager, globals: &Globals, variables: &[String]) -> Result<
     Ok(Service { command, environment, listeners })
 }
 
-/// Returns a list of paths with absolute ones.
-fn absolute_list(list: &std::ffi::OsStr) -> String {
-    let paths = env::split_paths(list).filter(|path| !path.as_os_str().is_empty());
-    let paths = paths.map(|path| std::path::absolute(&path).unwrap_or(path));
-    env::join_paths(paths).unwrap_or_default().to_string_lossy().into_owned()
+/// Returns the paths as a list with absolute ones, without empty ones.
+fn absolute_list(paths: Vec<PathBuf>) -> String {
+    let paths = paths.into_iter().filter(|path| !path.as_os_str().is_empty());
+    shell::joined(&paths.map(|path| std::path::absolute(&path).unwrap_or(path)).collect::<Vec<_>>())
 }
 
 /// Returns the addresses for systemd to listen on: those for clients, if this machine has them.

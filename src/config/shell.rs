@@ -1,9 +1,6 @@
 //! Quotes words for commands that a person pastes into a shell.
 
-use std::{
-    env,
-    path::{PathBuf, absolute},
-};
+use std::path::{PathBuf, absolute};
 
 use super::KubeconfigPaths;
 
@@ -53,8 +50,13 @@ pub fn named(files: &KubeconfigPaths) -> Option<String> {
     let paths = files.0.iter().map(|path| absolute(path).unwrap_or_else(|_| path.clone())).collect::<Vec<_>>();
     let usual = etcetera::home_dir().map(|home| home.join(".kube/config")).ok();
     let is_usual = |path: &PathBuf| Some(path) == usual.as_ref() || path.starts_with("/dev");
-    let list = (!paths.iter().all(is_usual)).then(|| env::join_paths(paths).unwrap_or_default());
-    list.map(|list| list.to_string_lossy().into_owned())
+    (!paths.iter().all(is_usual)).then(|| joined(&paths))
+}
+
+/// Returns the paths as a list for an option. A single path may contain a colon; those of a list never do.
+pub fn joined(paths: &[PathBuf]) -> String {
+    let words: Vec<_> = paths.iter().map(|path| path.to_string_lossy()).collect();
+    words.join(":")
 }
 
 /// Returns whether a line of advice is a command to paste.
@@ -74,6 +76,7 @@ mod tests {
         assert_eq!((of(&[]), of(&["/dev/fd/63"])), ("kubectl".to_owned(), "kubectl".to_owned()));
         assert_eq!(of(&["/a b/c"]), "kubectl --kubeconfig '/a b/c'");
         assert_eq!(of(&["/a", "/b"]), "KUBECONFIG=/a:/b kubectl");
+        assert_eq!(of(&["/a:b"]), "kubectl --kubeconfig /a:b");
         let relative = absolute("a").unwrap();
         assert_eq!(of(&["a"]), format!("kubectl --kubeconfig {}", quoted(relative.to_str().unwrap())));
         let of = |paths: &[&str]| adit("doctor", &KubeconfigPaths(paths.iter().map(Into::into).collect()));

@@ -314,6 +314,15 @@ fn a_service_is_shown_before_it_is_installed_and_nothing_is_written() {
     );
     assert!(text.contains(&format!("HOME={}", home.path().display())) || text.contains("<key>HOME</key>"), "{text}");
     assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0);
+    let colon = home.path().join("a:b.yaml").display().to_string();
+    std::fs::write(&colon, "").unwrap();
+    let shown = adit(home.path(), &["service", "install", "--dry-run", "--kubeconfig", &colon]).stdout;
+    let shown = String::from_utf8_lossy(&shown);
+    assert!(
+        shown.contains(&format!("\"--kubeconfig\" \"{colon}\""))
+            || shown.contains(&format!("<string>{colon}</string>")),
+        "{shown}"
+    );
     assert_eq!(adit(home.path(), &["service", "status"]).status.code(), Some(3));
     assert!(adit(home.path(), &["service", "uninstall"]).status.success());
     let missing = adit(home.path(), &["service", "install", "--dry-run", "--env", "NO_SUCH_VARIABLE"]);
