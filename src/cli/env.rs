@@ -20,7 +20,7 @@ use crate::{app::opened, routing::Router, telemetry};
 #[command(after_help = "Examples:\n  \
         eval \"$(adit env)\"                                     in .envrc of direnv, or in a shell\n  \
         adit env --to db=postgres.shop --to api=api.shop --write .env\n  \
-        adit env -o github --to db=postgres.shop >> \"$GITHUB_ENV\" && npm test\n\n\
+        adit env -o github --to db=postgres.shop >> \"$GITHUB_ENV\"  for later steps\n\n\
         The variables are those of the TCP routes, and of the targets of --to, as for 'adit run'. The\n\
         running adit serves these at local ports until it exits.")]
 pub struct Args {
