@@ -107,7 +107,7 @@ struct Take {
     /// Image of adit for the relay of --create
     #[arg(long, value_name = "IMAGE", requires = "create")]
     image: Option<String>,
-    /// Read the secret from this file [default: the Secret that the relay names]
+    /// Read the secret, or the first of several keys, from this file [default: the Secret that the relay names]
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
     /// Host of the local service [default: 127.0.0.1 and [::1], whichever answers]

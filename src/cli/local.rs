@@ -49,7 +49,7 @@ pub struct Args {
     /// servers that refuse public names (Vite, webpack, Rails), or a host
     #[arg(long, value_name = "HOST", requires = "name")]
     host: Option<String>,
-    /// Read the secret from this file [default: $ADIT_SECRET]
+    /// Read the secret, or the first of several keys, from this file [default: $ADIT_SECRET]
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
     /// Only accept a relay whose certificate has this SHA-256 fingerprint: sha256:... [default: any; the secret proves the relay]
