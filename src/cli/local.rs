@@ -1,6 +1,13 @@
 //! `adit local`: exposes local ports through a relay.
 
-use std::{cell::RefCell, collections::BTreeSet, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     Globals, Output,
@@ -82,10 +89,13 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
             // If stdout is closed, the tunnels stay open.
             let _ = print(&text);
         };
-        let secret_file = args.secret_file.clone();
+        // A pipe can be read only once. `/dev/stdin` may be a file whose end was reached.
+        let is_kept = |file: &&Path| file.is_file() && !file.starts_with("/dev");
+        let secret_file = args.secret_file.as_deref().filter(is_kept);
         let again = || {
             // The secret may have changed on both ends, so read it for each attempt.
-            let keys = auth::load(secret_file.as_deref()).map_err(|error| Fatal::Setup(error.to_string()))?;
+            let Some(file) = secret_file else { return Ok(options.clone()) };
+            let keys = auth::load(Some(file)).map_err(|error| Fatal::Setup(error.to_string()))?;
             let key = keys.into_iter().next().ok_or_else(|| Fatal::Setup("there is no secret".to_owned()))?;
             Ok(Options { key: key.name, secret: key.secret, ..options.clone() })
         };

@@ -188,3 +188,15 @@ async fn a_hang_up_ends_a_client_whose_errors_go_to_a_file_unless_nohup_runs_it(
         eventually("the port is free", || async { relay.server.snapshot().is_empty() }).await;
     }
 }
+
+#[tokio::test]
+async fn a_secret_that_can_be_read_only_once_is_used_again() {
+    let (port, _) = echo().await;
+    let (relay, _, _folder) = relay_for(port).await;
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_adit"));
+    command.args(["local", &port.to_string(), "--to", &relay.address.to_string(), "--secret-file", "/dev/stdin"]);
+    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+    let mut child = command.kill_on_drop(true).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(SECRET.replace(' ', "-").as_bytes()).await.unwrap();
+    eventually("it is open", || async { relay.server.snapshot().len() == 1 }).await;
+}
