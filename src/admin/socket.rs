@@ -308,11 +308,19 @@ fn body_of(request: &OpenRequest) -> Bytes {
 /// Opens the event stream of a running adit.
 ///
 /// # Errors
-/// It does not answer.
+/// It does not answer, or refuses. `ResourceBusy`: it has as many readers as it serves.
 pub async fn events(socket: &Path) -> io::Result<Events> {
-    let mut io = UnixStream::connect(socket).await?;
-    io.write_all(format!("GET {ROOT}events HTTP/1.1\r\nHost: adit\r\n\r\n").as_bytes()).await?;
-    Ok(Events { lines: BufReader::new(io).lines(), is_snapshot: false })
+    let opening = async {
+        let mut io = UnixStream::connect(socket).await?;
+        io.write_all(format!("GET {ROOT}events HTTP/1.1\r\nHost: adit\r\n\r\n").as_bytes()).await?;
+        let mut lines = BufReader::new(io).lines();
+        match lines.next_line().await?.ok_or(io::ErrorKind::UnexpectedEof)?.split(' ').nth(1) {
+            Some("200") => Ok::<_, io::Error>(Events { lines, is_snapshot: false }),
+            Some("503") => Err(io::ErrorKind::ResourceBusy.into()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    };
+    timeout(STATUS_WITHIN, opening).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 /// An event of a running adit.

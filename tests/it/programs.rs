@@ -273,6 +273,32 @@ async fn a_file_of_variables_is_kept_until_adit_ends() {
 }
 
 #[tokio::test]
+async fn a_file_of_variables_is_not_stale_while_adit_has_no_more_event_streams() {
+    let mut world = World::new("", true).await;
+    let socket = world.home.folder.path().join(format!("adit/{}.sock", world.port));
+    let mut readers = Vec::new();
+    for _ in 0..32 {
+        let mut reader = tokio::net::UnixStream::connect(&socket).await.unwrap();
+        reader.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: adit\r\n\r\n").await.unwrap();
+        reader.read_u8().await.unwrap();
+        readers.push(reader);
+    }
+    let file = world.home.folder.path().join(".env");
+    let said = world.output(&["env", "--write", &file.display().to_string()]).await;
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let has = |words: &str| fs::read_to_string(&file).unwrap().contains(words);
+    // Longer than a keeper needs for its first answer.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!has("stale"));
+    drop(readers);
+    let port = free_port().await;
+    world.home.config(&format!("tcp: {{k8s: {{routes: {{{port}: {{namespace: data, service: postgres}}}}}}}}\n"));
+    eventually("the new route is in it", || async { has(&format!("POSTGRES_SERVICE_PORT=\"{port}\"")) }).await;
+    world.adit.take().unwrap().kill().await.unwrap();
+    eventually("it is marked", || async { has("# stale") }).await;
+}
+
+#[tokio::test]
 async fn a_file_of_variables_has_one_process_that_keeps_it() {
     let port = free_port().await;
     let config = format!("tcp: {{k8s: {{routes: {{{port}: {{namespace: data, service: postgres}}}}}}}}\n");

@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::{arguments, form::Form};
 use crate::{
+    admin::socket::{self, Events},
     atomic_file,
     cli::{
         Globals,
@@ -35,6 +36,9 @@ const RETRY: Duration = Duration::from_millis(20);
 
 /// Maximum number of these attempts: 10 s. The keeper before ends at once, unless it is stopped.
 const MOST_TRIES: usize = 500;
+
+/// Pause between two attempts to read the events of an adit that has too many readers.
+const BUSY_RETRY: Duration = Duration::from_secs(1);
 
 /// First line of a file whose adit has ended.
 const STALE: &str = "stale: the adit of these variables has ended; start it, and write them again";
@@ -144,8 +148,8 @@ async fn update(
     mut text: impl AsyncFnMut(&crate::routing::Router) -> Result<String, CliError>,
 ) -> Result<(), CliError> {
     let mut written = fs::read_to_string(file)?;
-    let mut events = crate::admin::socket::events(&running.socket).await?;
-    while let Some(status) = events.next_status().await {
+    let mut events = opened(&running.socket).await;
+    while let Some(status) = async { events.as_mut()?.next_status().await }.await {
         if fs::read_to_string(file).ok().as_deref() != Some(written.as_str()) {
             return Ok(());
         }
@@ -165,6 +169,19 @@ async fn update(
         atomic_file::write(&target(file), stale.as_bytes(), 0o600)?;
     }
     Ok(())
+}
+
+/// Returns the events of the running adit. Waits while it has too many readers or hangs. `None`: it has ended.
+async fn opened(socket: &Path) -> Option<Events> {
+    loop {
+        match socket::events(socket).await {
+            Ok(events) => return Some(events),
+            Err(error) if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::TimedOut) => {
+                tokio::time::sleep(BUSY_RETRY).await;
+            }
+            Err(_) => return None,
+        }
+    }
 }
 
 #[cfg(test)]
