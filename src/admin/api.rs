@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | `GET /api/v1/status` | version, listeners, configuration, the last second, tunnels |
-//! | `GET /api/v1/services` | routes, and the Services of a context; `?context=NAME&namespace=NAME` |
+//! | `GET /api/v1/services` | routes, and the Services of a context; `?context=NAME&namespace=NAME`, `&pods=1`, `&signed_in=1` |
 //! | `GET /api/v1/tunnels` | every tunnel |
 //! | `GET /api/v1/tunnels/ID` | one, with its last events; also a closed one, until its events are evicted |
 //! | `POST /api/v1/tunnels/ID/stop` | ends it and its streams: 204 |

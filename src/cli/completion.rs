@@ -132,7 +132,9 @@ fn grammar(words: &[OsString]) -> Command {
     let globals = names::globals(words);
     let with = |names: Names| {
         let globals = globals.clone();
-        ArgValueCompleter::new(move |current: &std::ffi::OsStr| names::candidates(&names(&globals), current))
+        ArgValueCompleter::new(move |current: &std::ffi::OsStr| {
+            names::candidates(&names::in_time(names, &globals), current)
+        })
     };
     let command = Cli::command()
         .mut_arg("context", |arg| arg.add(with(names::contexts)))

@@ -47,7 +47,7 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     };
     let (context, namespace) = (place.context().clone(), place.namespace.clone());
     let namespaces = (!args.all_namespaces).then(|| namespace.clone());
-    let query = Query { context: Some(context.clone()), namespace: namespaces, pods: false };
+    let query = Query { context: Some(context.clone()), namespace: namespaces, ..Query::default() };
     // A running adit is signed in already.
     let (running, router) = place::serving(globals, &place.clusters, place.router.clone()).await?;
     let mut found = match running {

@@ -391,6 +391,11 @@ impl Cluster {
         Ok(header.and_then(|header| header.strip_prefix("Bearer ")).map(str::to_owned))
     }
 
+    /// Returns whether requests need no sign-in now.
+    pub fn is_signed_in(&self) -> bool {
+        self.user.present().is_some()
+    }
+
     /// Signs in, and returns the expiry of the credential. `None`: it has none.
     ///
     /// # Errors

@@ -406,6 +406,30 @@ async fn bash_completes_the_names_that_exist_now() {
             assert_eq!(said.code, Some(0), "{said:?}");
             assert_eq!(of("stop d").await, "demo/shop/web:80");
         }
+        let folder = world.home.folder.path();
+        // The shell has not expanded the words of the line yet.
+        let file = folder.join("a b");
+        fs::copy(world.home.demo.kubeconfig(), &file).unwrap();
+        for word in ["'~/a\\ b'", "'\"$HOME/a b\"'", "'${HOME}/a\\ b'"] {
+            assert_eq!(of(&format!("--kubeconfig {word} wait web.s")).await, "web.shop", "{word}");
+        }
+        // A prompt waits for no file.
+        let fifo = folder.join("fifo");
+        assert!(Command::new("mkfifo").arg(&fifo).status().await.unwrap().success());
+        for line in ["wait web.s", "--context pro"] {
+            assert_eq!(of(&format!("--kubeconfig {} {line}", fifo.display())).await, "", "{line}");
+        }
+        // Nobody expects a browser to open because of a Tab.
+        let touched = folder.join("touched");
+        let exec = format!(
+            "- {{name: demo, user: {{exec: {{apiVersion: client.authentication.k8s.io/v1, command: touch, args: [{touched:?}], \
+             interactiveMode: Never}}}}}}"
+        );
+        let text = fs::read_to_string(world.home.demo.kubeconfig()).unwrap();
+        let user = text.lines().find(|line| line.starts_with("- {name: demo, user:")).unwrap();
+        fs::write(world.home.demo.kubeconfig(), text.replace(user, &exec)).unwrap();
+        assert_eq!(of("wait web.s").await, "", "{is_running}");
+        assert!(!touched.exists(), "{is_running}");
     }
 }
 

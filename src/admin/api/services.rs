@@ -32,6 +32,8 @@ pub struct Query {
     pub namespace: Option<Namespace>,
     /// Whether to count the ready pods of each Service.
     pub pods: bool,
+    /// Whether to leave out the Services if listing them needs a sign-in.
+    pub signed_in: bool,
 }
 
 impl Query {
@@ -49,6 +51,7 @@ impl Query {
             context: value("context").map(ContextName::new).transpose()?,
             namespace: value("namespace").map(Namespace::new).transpose()?,
             pods: value("pods").is_some(),
+            signed_in: value("signed_in").is_some(),
         })
     }
 }
@@ -59,6 +62,7 @@ impl fmt::Display for Query {
             ("context", self.context.as_deref()),
             ("namespace", self.namespace.as_deref()),
             ("pods", self.pods.then_some("1")),
+            ("signed_in", self.signed_in.then_some("1")),
         ];
         let pairs = pairs.iter().filter_map(|(name, value)| Some((name, (*value)?)));
         for (at, (name, value)) in pairs.enumerate() {
@@ -98,6 +102,9 @@ pub async fn list(clusters: &Clusters, router: &Router, query: &Query, listener:
     let id = ClusterId { kubeconfig: contexts.kubeconfig.clone(), context };
     let listing = async {
         let cluster = clusters.get(&id).await?;
+        if query.signed_in && !cluster.is_signed_in() {
+            return Ok((Vec::new(), None));
+        }
         let pods = async {
             match query.pods {
                 // A user without the permission to list EndpointSlices still gets the Services.
@@ -353,9 +360,10 @@ mod tests {
     fn a_query_is_decoded() {
         let query = Query::parse("namespace=shop&x&context=a%2Fb%26c&namespace=").unwrap();
         let (context, namespace) = ("a/b&c".parse().unwrap(), "shop".parse().unwrap());
-        assert_eq!(query, Query { context: Some(context), namespace: Some(namespace), pods: false });
+        assert_eq!(query, Query { context: Some(context), namespace: Some(namespace), ..Query::default() });
         assert_eq!(Query::parse("namespace="), Ok(Query::default()));
-        let query = Query { context: Some("arn:aws/é&=x".parse().unwrap()), namespace: None, pods: true };
+        let query =
+            Query { context: Some("arn:aws/é&=x".parse().unwrap()), namespace: None, pods: true, signed_in: true };
         assert_eq!(Query::parse(&query.to_string()), Ok(query));
         for wrong in ["namespace=a%2Fb", "namespace=..", "namespace=A", "namespace=a%00"] {
             assert!(Query::parse(wrong).is_err(), "{wrong}");

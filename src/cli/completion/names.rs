@@ -2,13 +2,15 @@
 
 use std::{
     collections::BTreeSet,
+    env,
     ffi::{OsStr, OsString},
+    sync::mpsc,
+    thread,
     time::Duration,
 };
 
 use clap::Parser;
 use clap_complete::CompletionCandidate;
-use tokio::time::timeout;
 
 use crate::{
     admin::{
@@ -29,8 +31,8 @@ const WHERE: [&str; 6] = ["--config", "--context", "--namespace", "-n", "--kubec
 
 /// Returns the global options of a line that is not complete.
 pub fn globals(words: &[OsString]) -> Globals {
-    let words: Vec<String> =
-        words.iter().take_while(|word| *word != "--").map(|word| word.to_string_lossy().into_owned()).collect();
+    let words = words.iter().take_while(|word| *word != "--");
+    let words: Vec<String> = words.map(|word| expanded(&word.to_string_lossy(), |name| env::var(name).ok())).collect();
     let mut line = vec!["adit".to_owned(), "status".to_owned()];
     for (at, word) in words.iter().enumerate() {
         let name = word.split_once('=').map_or(&**word, |(name, _)| name);
@@ -45,12 +47,55 @@ pub fn globals(words: &[OsString]) -> Globals {
     parsed.expect("the command has no required argument").globals
 }
 
+/// Returns a word of the line as the shell will pass it: without quotes and backslashes, with the home folder and variables.
+fn expanded(word: &str, variable: impl Fn(&str) -> Option<String>) -> String {
+    let (mut text, mut quote, mut rest) = (String::new(), None, word);
+    if let Some(below) = word.strip_prefix('~').filter(|below| below.is_empty() || below.starts_with('/')) {
+        text += &variable("HOME").unwrap_or_else(|| "~".to_owned());
+        rest = below;
+    }
+    while let Some(char) = rest.chars().next() {
+        rest = &rest[char.len_utf8()..];
+        match char {
+            '\'' | '"' if quote.is_none() => quote = Some(char),
+            char if quote == Some(char) => quote = None,
+            '\\' if quote != Some('\'') => {
+                let next = rest.chars().next();
+                text.extend(next);
+                rest = &rest[next.map_or(0, char::len_utf8)..];
+            }
+            '$' if quote != Some('\'') => {
+                let in_braces = rest.strip_prefix('{').and_then(|rest| rest.split_once('}'));
+                let end = rest.find(|char: char| !char.is_ascii_alphanumeric() && char != '_').unwrap_or(rest.len());
+                let (name, behind) = in_braces.unwrap_or_else(|| rest.split_at(end));
+                if name.is_empty() {
+                    text.push('$');
+                } else {
+                    text += &variable(name).unwrap_or_default();
+                }
+                rest = behind;
+            }
+            char => text.push(char),
+        }
+    }
+    text
+}
+
 /// Returns the names that begin with the word, which may have more in front: `db=` of `--to db=postgres.shop`.
 pub fn candidates(names: &[String], current: &OsStr) -> Vec<CompletionCandidate> {
     let current = current.to_string_lossy();
     let (front, word) = current.rfind('=').map_or(("", &*current), |at| current.split_at(at + 1));
     let found = names.iter().filter(|name| name.starts_with(word));
     found.map(|name| CompletionCandidate::new(format!("{front}{name}"))).collect()
+}
+
+/// Returns the names that are found within [`WITHIN`]. A thread looks for them: a file on a stalled mount blocks its reader.
+pub fn in_time(names: fn(&Globals) -> Vec<String>, globals: &Globals) -> Vec<String> {
+    let (found_tx, found) = mpsc::channel();
+    let globals = globals.clone();
+    // Without a thread, the channel is closed at once.
+    let _ = thread::Builder::new().spawn(move || found_tx.send(names(&globals)));
+    found.recv_timeout(WITHIN).unwrap_or_default()
 }
 
 /// Returns the aliases and contexts.
@@ -86,7 +131,7 @@ pub fn targets(globals: &Globals) -> Vec<String> {
 
 /// Returns the tunnels of the running adits.
 pub fn tunnels(globals: &Globals) -> Vec<String> {
-    let found = in_time(status::find(globals)).unwrap_or_default();
+    let found = up::run_to_end(status::find(globals)).unwrap_or_default();
     found.into_iter().flat_map(|(_, status)| status.tunnels).map(|tunnel| tunnel.id).collect()
 }
 
@@ -102,12 +147,14 @@ fn of_rows(rows: &[Service]) -> Vec<String> {
 
 /// Returns the routes, and the Services of the context.
 fn rows(globals: &Globals) -> Vec<Service> {
-    in_time(list(globals)).unwrap_or_default()
+    up::run_to_end(list(globals)).unwrap_or_default()
 }
 
 async fn list(globals: &Globals) -> Result<Vec<Service>, CliError> {
     let place = Place::of(globals)?;
-    let query = Query { context: Some(place.context().clone()), namespace: globals.namespace.clone(), pods: false };
+    // Nobody expects a browser to open because of a Tab.
+    let (context, namespace) = (Some(place.context().clone()), globals.namespace.clone());
+    let query = Query { context, namespace, pods: false, signed_in: true };
     // An adit with another current context lists those of this one too, if it has the same kubeconfig.
     if let Some(socket) = socket::of_port(place.listener()).await
         && let Ok(status) = socket::status(&socket).await
@@ -115,15 +162,7 @@ async fn list(globals: &Globals) -> Result<Vec<Service>, CliError> {
     {
         return Ok(socket::get::<Services>(&socket, &format!("services?{query}")).await?.services);
     }
-    // Nobody expects a browser to open because of a Tab.
-    if place.cluster().await.is_err() || place.clusters.sign_in(&place.id).is_some() {
-        return Ok(services::routes(&place.router, place.listener()));
-    }
     Ok(services::list(&place.clusters, &place.router, &query, place.listener()).await.services)
-}
-
-fn in_time<T>(work: impl Future<Output = Result<T, CliError>>) -> Option<T> {
-    up::run_to_end(async { Ok(timeout(WITHIN, work).await.ok().and_then(Result::ok)) }).ok().flatten()
 }
 
 #[cfg(test)]
@@ -138,6 +177,34 @@ mod tests {
         assert_eq!(of("adit url --kubeconfig=/k web").kubeconfig.as_deref(), Some("/k"));
         for line in ["adit --context ", "adit -n", "adit -n A*", "adit run --to"] {
             assert!(of(line).context.is_none() && of(line).namespace.is_none(), "{line}");
+        }
+    }
+
+    #[test]
+    fn words_are_expanded_as_the_shell_will_do_it() {
+        let of = |word: &str| {
+            expanded(word, |name| {
+                [("HOME", "/h"), ("A_1", "a b")]
+                    .iter()
+                    .find(|(key, _)| *key == name)
+                    .map(|(_, value)| (*value).to_owned())
+            })
+        };
+        for (word, wanted) in [
+            ("~/k", "/h/k"),
+            ("~", "/h"),
+            ("~ana/k", "~ana/k"),
+            ("'~/k'", "~/k"),
+            ("--config=~/k", "--config=~/k"),
+            ("$HOME/k", "/h/k"),
+            ("\"${A_1}/k\"", "a b/k"),
+            ("'$HOME'", "$HOME"),
+            (r"a\ b\$", "a b$"),
+            ("'a b'/\"c", "a b/c"),
+            ("${HOME", "${HOME"),
+            ("é$NOBODY\\", "é"),
+        ] {
+            assert_eq!(of(word), wanted, "{word}");
         }
     }
 
