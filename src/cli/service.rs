@@ -28,6 +28,9 @@ const KEPT: &[&str] = &[
     "PATH",
     "KUBECONFIG",
     "ADIT_CONFIG",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "XDG_STATE_HOME",
     "HTTPS_PROXY",
     "https_proxy",
     "HTTP_PROXY",
@@ -89,8 +92,9 @@ impl Manager {
         Ok(match self {
             Self::Launchd => home.join("Library/LaunchAgents"),
             Self::Systemd => {
-                let config = env::var_os("XDG_CONFIG_HOME").filter(|value| !value.is_empty()).map(PathBuf::from);
-                config.unwrap_or_else(|| home.join(".config")).join("systemd/user")
+                let usual = home.join(".config/systemd/user");
+                let config = env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+                config.map(|config| config.join("systemd/user")).filter(|path| is_read(path)).unwrap_or(usual)
             }
         })
     }
@@ -148,6 +152,16 @@ impl Manager {
             Self::Launchd => vec![Step::new(["launchctl", "bootout", &target()]).may_fail()],
         }
     }
+}
+
+/// Returns whether the user's systemd reads units in a folder: it may have been started without the variables of this shell.
+/// `true` if it does not answer.
+fn is_read(folder: &Path) -> bool {
+    let mut show = Command::new("systemctl");
+    show.args(["--user", "show", "--property=UnitPath", "--value"]);
+    let Ok(answer) = subprocess::output(&mut show, ANSWER_WITHIN) else { return true };
+    let folders = String::from_utf8_lossy(&answer.stdout).into_owned();
+    folders.trim().is_empty() || folders.split_whitespace().any(|other| Path::new(other) == folder)
 }
 
 /// Returns the installed service and its file: the user's own, else that of the system.

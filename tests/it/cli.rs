@@ -363,6 +363,28 @@ fn a_condition_that_no_request_can_meet_is_refused_at_once() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_service_finds_the_folders_of_its_shell() {
+    let home = tempfile::tempdir().unwrap();
+    let of = |name: &str| home.path().join(name).display().to_string();
+    let (config, data) = (of("config"), of("data"));
+    let output = Command::new(env!("CARGO_BIN_EXE_adit"))
+        .args(["service", "install", "--dry-run", "--listen", "127.0.0.1:18989"])
+        .env_clear()
+        .envs([("HOME", of("")), ("XDG_CONFIG_HOME", config.clone()), ("XDG_DATA_HOME", data.clone())])
+        .output()
+        .unwrap();
+    let shown = text(&output.stdout);
+    for line in [
+        format!("Environment=\"XDG_CONFIG_HOME={config}\"\n"),
+        format!("Environment=\"XDG_DATA_HOME={data}\"\n"),
+        format!("# {config}/systemd/user/adit.service\n"),
+    ] {
+        assert!(shown.contains(&line), "{line} {shown}");
+    }
+}
+
 #[test]
 fn the_files_of_a_service_are_private_and_replace_a_link() {
     use std::os::unix::fs::PermissionsExt;
