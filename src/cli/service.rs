@@ -2,11 +2,12 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs, io,
+    env, fmt, fs, io,
     net::{IpAddr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use clap::Subcommand;
@@ -137,6 +138,8 @@ impl Manager {
                 let path = files.first().map(|file| file.path.to_string_lossy().into_owned()).unwrap_or_default();
                 vec![
                     Step::new(["launchctl", "bootout", &target()]).may_fail(),
+                    // bootout returns before the job is gone, and bootstrap fails until then.
+                    Step::new(["launchctl", "print", &target()]).until_it_fails(),
                     Step::new(["launchctl", "bootstrap", &domain(), &path]),
                 ]
             }
@@ -240,19 +243,38 @@ const PATIENCE: Duration = Duration::from_secs(200);
 /// Time limit of launchd's answer about a service.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
+/// Time limit of launchd for the end of a job, which has 10 s for its requests and 15 s in all.
+const GONE_WITHIN: Duration = Duration::from_secs(20);
+
+/// Pause between two questions whether a job is gone.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What a command of the service manager has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Success,
+    Any,
+    /// It is repeated until it fails.
+    Failure,
+}
+
 /// A command of the service manager.
 struct Step {
     words: Vec<String>,
-    may_fail: bool,
+    end: End,
 }
 
 impl Step {
     fn new<'w>(words: impl IntoIterator<Item = &'w str>) -> Self {
-        Self { words: words.into_iter().map(str::to_owned).collect(), may_fail: false }
+        Self { words: words.into_iter().map(str::to_owned).collect(), end: End::Success }
     }
 
     fn may_fail(self) -> Self {
-        Self { may_fail: true, ..self }
+        Self { end: End::Any, ..self }
+    }
+
+    fn until_it_fails(self) -> Self {
+        Self { end: End::Failure, ..self }
     }
 
     /// Moves sockets before services: a service that starts first would bind their addresses itself.
@@ -262,24 +284,48 @@ impl Step {
     }
 
     fn run(&self) -> Result<(), CliError> {
+        let until = Instant::now() + GONE_WITHIN;
+        while self.succeeds()? && self.end == End::Failure {
+            if Instant::now() >= until {
+                let title =
+                    format!("the job has not ended within {} s: '{self}' still succeeds", GONE_WITHIN.as_secs());
+                return Err(CliError::new(title).hint(Some("run 'adit service install' again")));
+            }
+            thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    /// Returns whether the command succeeds.
+    ///
+    /// # Errors
+    /// It cannot be run, or fails although it must not.
+    fn succeeds(&self) -> Result<bool, CliError> {
         let (program, arguments) = self.words.split_first().ok_or_else(|| CliError::new("no command"))?;
-        let shown = self.words.join(" ");
         let output = subprocess::output(Command::new(program).args(arguments), PATIENCE).map_err(|error| {
             let hint = (error.kind() == io::ErrorKind::NotFound)
                 .then(|| format!("{program} is not installed: run 'adit' from what starts your programs instead"));
-            CliError::new(format!("cannot run '{shown}'")).cause(Some(error)).hint(hint)
+            CliError::new(format!("cannot run '{self}'")).cause(Some(error)).hint(hint)
         })?;
-        if output.status.success() || self.may_fail {
-            return Ok(());
+        if output.status.success() || self.end != End::Success {
+            return Ok(output.status.success());
         }
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         let has_no_session = said.contains("Failed to connect") || said.contains("No medium found");
         let hint = if has_no_session {
             "there is no systemd session of this user: sign in as the user itself, not by sudo or su"
+        } else if program == "launchctl" {
+            "~/Library/Logs/adit.log has what adit said"
         } else {
-            "journalctl --user -u adit.service -n 20 shows what adit said"
+            "journalctl --user -u adit.service -u adit.socket -n 20 shows what adit said"
         };
-        Err(CliError::new(format!("'{shown}' failed")).cause(Some(said)).hint(Some(hint)))
+        Err(CliError::new(format!("'{self}' failed")).cause(Some(said)).hint(Some(hint)))
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.words.join(" "))
     }
 }
 
@@ -299,7 +345,7 @@ fn install(manager: Manager, globals: &Globals, variables: &[String], dry_run: b
     let steps = manager.start(&files);
     if dry_run {
         let texts = files.iter().map(|file| format!("# {}\n{}\n", file.path.display(), file.text));
-        let commands = steps.iter().map(|step| format!("$ {}\n", step.words.join(" ")));
+        let commands = steps.iter().map(|step| format!("$ {step}\n"));
         return print(&texts.chain(commands).collect::<String>());
     }
     let kept: Vec<_> = files.iter().map(|file| &file.path).collect();
@@ -313,7 +359,7 @@ fn install(manager: Manager, globals: &Globals, variables: &[String], dry_run: b
     }
     for step in &steps {
         step.run()?;
-        print(&format!("ran {}\n", step.words.join(" ")))?;
+        print(&format!("ran {step}\n"))?;
     }
     print("adit runs, and starts when you sign in. Its log: ")?;
     print(match manager {
@@ -410,7 +456,7 @@ fn uninstall(manager: Manager) -> Result<(), CliError> {
     }
     for step in manager.stop(&installed) {
         step.run()?;
-        print(&format!("ran {}\n", step.words.join(" ")))?;
+        print(&format!("ran {step}\n"))?;
     }
     for path in &installed {
         delete(path)?;
@@ -444,6 +490,19 @@ fn status(manager: Manager) -> Result<ExitCode, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn launchd_starts_a_job_once_the_old_one_is_gone() {
+        let words: Vec<_> = Manager::Launchd.start(&[]).iter().map(|step| (step.words[1].clone(), step.end)).collect();
+        let wanted = [("bootout", End::Any), ("print", End::Failure), ("bootstrap", End::Success)];
+        assert_eq!(words, wanted.map(|(word, end)| (word.to_owned(), end)));
+        // The job is there for two more questions.
+        let folder = tempfile::tempdir().unwrap();
+        let asked = folder.path().join("asked").display().to_string();
+        let script = "echo >> \"$0\"; [ $(wc -l < \"$0\") -lt 3 ]";
+        Step::new(["sh", "-c", script, &asked]).until_it_fails().run().unwrap();
+        assert_eq!(fs::read_to_string(&asked).unwrap().lines().count(), 3);
+    }
 
     #[test]
     fn a_service_is_restarted_by_its_manager() {
