@@ -111,14 +111,24 @@ impl Manager {
         })
     }
 
-    /// Returns every file that an installation of any version may have created.
-    fn possible_files(self) -> Result<Vec<PathBuf>, CliError> {
-        let names: &[&str] = match self {
+    fn names(self) -> &'static [&'static str] {
+        match self {
             Self::Systemd => &[systemd::SERVICE_UNIT, systemd::SOCKET_UNIT],
             Self::Launchd => &["dev.adit.plist"],
-        };
+        }
+    }
+
+    /// Returns every file that an installation of any version may have created.
+    fn possible_files(self) -> Result<Vec<PathBuf>, CliError> {
         let folder = self.folder()?;
-        Ok(names.iter().map(|name| folder.join(name)).collect())
+        Ok(self.names().iter().map(|name| folder.join(name)).collect())
+    }
+
+    /// Returns the files of the user's service: the user's own, or those of a package.
+    fn installed_files(self) -> Result<Vec<PathBuf>, CliError> {
+        let of_users = UNITS.iter().filter(|(_, of_system)| self == Self::Systemd && !of_system);
+        let folders = of_users.map(|(folder, _)| PathBuf::from(folder));
+        Ok(first([self.folder()?].into_iter().chain(folders), self.names()))
     }
 
     /// Returns the commands that start the service of `files`. Commands that stop an older one may fail.
@@ -171,10 +181,13 @@ fn is_read(folder: &Path) -> bool {
 pub fn installed() -> Option<(PathBuf, Installed)> {
     let manager = Manager::here();
     let own = manager.possible_files().unwrap_or_default();
-    let of_system =
-        [PathBuf::from("/etc/systemd/user/adit.service"), PathBuf::from("/etc/systemd/system/adit.service")];
+    // A package installs its units, and the user decides whether to enable them.
+    let is_used = |folder: &str, of_system| !folder.starts_with("/usr") || is_enabled(of_system);
+    let units =
+        UNITS.iter().map(|(folder, of_system)| (Path::new(folder).join(systemd::SERVICE_UNIT), folder, of_system));
+    let units = units.filter(|(unit, folder, of_system)| unit.exists() && is_used(folder, **of_system));
     let is_service = |path: &PathBuf| path.extension().is_none_or(|end| end != "socket");
-    own.into_iter().chain(of_system).filter(is_service).find_map(|path| {
+    own.into_iter().chain(units.map(|(unit, ..)| unit)).filter(is_service).find_map(|path| {
         let text = fs::read_to_string(&path).ok()?;
         let installed = match manager {
             Manager::Systemd => systemd::installed(&text),
@@ -191,6 +204,23 @@ const UNITS: [(&str, bool); 4] = [
     ("/etc/systemd/system", true),
     ("/usr/lib/systemd/system", true),
 ];
+
+/// Returns whether systemd starts the service, or listens for it.
+fn is_enabled(of_system: bool) -> bool {
+    let mut ask = Command::new("systemctl");
+    ask.arg(if of_system { "--system" } else { "--user" }).args([
+        "is-enabled",
+        systemd::SERVICE_UNIT,
+        systemd::SOCKET_UNIT,
+    ]);
+    subprocess::output(&mut ask, ANSWER_WITHIN).is_ok_and(|answer| answer.status.success())
+}
+
+/// Returns the files of the first folder that has any: the user's own, or that of a package.
+fn first(folders: impl IntoIterator<Item = PathBuf>, names: &[&str]) -> Vec<PathBuf> {
+    let there = |folder: PathBuf| names.iter().map(|name| folder.join(name)).filter(|file| file.exists()).collect();
+    folders.into_iter().map(there).find(|files: &Vec<_>| !files.is_empty()).unwrap_or_default()
+}
 
 fn restart_unit(of_system: bool) -> String {
     let manager = if of_system { "sudo systemctl" } else { "systemctl --user" };
@@ -450,7 +480,7 @@ fn delete(path: &Path) -> Result<(), CliError> {
 }
 
 fn uninstall(manager: Manager) -> Result<(), CliError> {
-    let installed: Vec<_> = manager.possible_files()?.into_iter().filter(|path| path.exists()).collect();
+    let (installed, own) = (manager.installed_files()?, manager.folder()?);
     if installed.is_empty() {
         return print("adit is not installed as a service\n");
     }
@@ -459,6 +489,10 @@ fn uninstall(manager: Manager) -> Result<(), CliError> {
         print(&format!("ran {step}\n"))?;
     }
     for path in &installed {
+        if !path.starts_with(&own) {
+            print(&format!("kept {}: it belongs to a package or to the system\n", path.display()))?;
+            continue;
+        }
         delete(path)?;
         print(&format!("deleted {}\n", path.display()))?;
     }
@@ -470,7 +504,7 @@ fn uninstall(manager: Manager) -> Result<(), CliError> {
 
 /// Prints the state. Exit code: 0 if the service runs, else 3, as for systemctl.
 fn status(manager: Manager) -> Result<ExitCode, CliError> {
-    let installed: Vec<_> = manager.possible_files()?.into_iter().filter(|path| path.exists()).collect();
+    let installed = manager.installed_files()?;
     if installed.is_empty() {
         print("not installed: 'adit service install' does it\n")?;
         return Ok(ExitCode::from(3));
@@ -502,6 +536,20 @@ mod tests {
         let script = "echo >> \"$0\"; [ $(wc -l < \"$0\") -lt 3 ]";
         Step::new(["sh", "-c", script, &asked]).until_it_fails().run().unwrap();
         assert_eq!(fs::read_to_string(&asked).unwrap().lines().count(), 3);
+    }
+
+    #[test]
+    fn the_service_of_a_package_is_found_unless_the_user_has_an_own_one() {
+        let home = tempfile::tempdir().unwrap();
+        let folders = ["own", "package"].map(|name| home.path().join(name));
+        let found = || first(folders.clone(), Manager::Systemd.names());
+        assert!(found().is_empty());
+        for folder in [1, 0] {
+            let unit = folders[folder].join(systemd::SERVICE_UNIT);
+            fs::create_dir(&folders[folder]).unwrap();
+            fs::write(&unit, "").unwrap();
+            assert_eq!(found(), [unit]);
+        }
     }
 
     #[test]
