@@ -6,7 +6,7 @@
 mod bundle;
 mod cluster;
 pub mod kubeconfig;
-mod listeners;
+pub(super) mod listeners;
 mod machine;
 mod protocol;
 mod rbac;

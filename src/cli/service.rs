@@ -14,12 +14,14 @@ use clap::Subcommand;
 
 use super::{
     Globals,
+    doctor::listeners::{self, Owner},
     report::{CliError, print},
+    up,
 };
 use crate::{
     atomic_file,
-    config::{defaults, shell},
-    listener::bind::{self, Kind},
+    config::{Config, defaults, shell},
+    listener::bind::{self, BindError, Kind, Wanted},
     service::{Installed, Service, ServiceFile, launchd, systemd},
     subprocess,
 };
@@ -153,6 +155,33 @@ impl Manager {
                     Step::new(["launchctl", "bootstrap", &domain(), &path]),
                 ]
             }
+        }
+    }
+
+    /// Checks that the service will have an address: systemd would only say that the unit has failed, after the old service has ended.
+    fn can_listen(self, wanted: Wanted) -> Result<(), CliError> {
+        let (kind, address) = wanted.key;
+        let Err(source) = bind::listen(address) else { return Ok(()) };
+        let is_taken = source.kind() == io::ErrorKind::AddrInUse;
+        let owner = listeners::owner(address).filter(|_| is_taken);
+        if is_taken && self.holds(address, owner.as_ref()) {
+            return Ok(());
+        }
+        let by = owner.map(|owner| format!("{} (pid {}) has it", owner.name, owner.pid));
+        let error = BindError { kind, address, asked_by: wanted.asked_by, source };
+        Err(CliError::new(&error).cause(by).hint(error.hint()))
+    }
+
+    /// Returns whether the installed service listens on an address: itself, or through its socket unit.
+    fn holds(self, address: SocketAddr, owner: Option<&Owner>) -> bool {
+        let own = restart_unit(false);
+        match self {
+            Self::Systemd => {
+                let is_active = || Step::new(["systemctl", "--user", "is-active", systemd::SOCKET_UNIT]).run().is_ok();
+                owner.is_some_and(|owner| restart(owner.pid).as_ref() == Some(&own))
+                    || (of_address(address).as_ref() == Some(&own) && is_active())
+            }
+            Self::Launchd => Step::new(["launchctl", "print", &target()]).run().is_ok(),
         }
     }
 
@@ -378,6 +407,8 @@ fn install(manager: Manager, globals: &Globals, variables: &[String], dry_run: b
         let commands = steps.iter().map(|step| format!("$ {step}\n"));
         return print(&texts.chain(commands).collect::<String>());
     }
+    let config = globals.load()?;
+    up::run_to_end(async { wanted(&config).into_iter().try_for_each(|wanted| manager.can_listen(wanted)) })?;
     let kept: Vec<_> = files.iter().map(|file| &file.path).collect();
     for stale in manager.possible_files()?.iter().filter(|path| !kept.contains(path) && path.exists()) {
         manager.stop(std::slice::from_ref(stale)).iter().try_for_each(Step::run)?;
@@ -433,7 +464,8 @@ fn service(manager: Manager, globals: &Globals, variables: &[String]) -> Result<
             .map_err(|_| CliError::usage(format!("--env {name}: the variable is not set in this shell")))?;
         environment.insert(name.clone(), value);
     }
-    let listeners = if manager == Manager::Systemd { listeners(&config) } else { Vec::new() };
+    let listeners = wanted(&config).into_iter().map(|wanted| wanted.key.1).filter(|_| manager == Manager::Systemd);
+    let listeners = listeners.collect();
     Ok(Service { command, environment, listeners })
 }
 
@@ -444,16 +476,16 @@ fn absolute_list(paths: Vec<PathBuf>) -> String {
 }
 
 /// Returns the addresses for systemd to listen on: those for clients, if this machine has them.
-fn listeners(config: &crate::config::Config) -> Vec<SocketAddr> {
-    let mut addresses = Vec::new();
+fn wanted(config: &Config) -> Vec<Wanted> {
+    let mut all: Vec<Wanted> = Vec::new();
     for wanted in bind::wanted(config) {
         let (kind, address) = wanted.key;
         let is_there = wanted.beside.is_none() || has(address.ip());
-        if kind != Kind::Admin && address.port() != 0 && is_there && !addresses.contains(&address) {
-            addresses.push(address);
+        if kind != Kind::Admin && address.port() != 0 && is_there && all.iter().all(|other| other.key.1 != address) {
+            all.push(wanted);
         }
     }
-    addresses
+    all
 }
 
 /// Returns whether this machine has an address.

@@ -363,6 +363,39 @@ fn a_condition_that_no_request_can_meet_is_refused_at_once() {
     }
 }
 
+/// Runs adit in a home folder with a program of its own in `PATH`.
+fn with_program(home: &Path, program: &str, script: &str, arguments: &[&str]) -> Output {
+    use std::os::unix::fs::PermissionsExt;
+    let bin = home.join("bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    std::fs::write(bin.join(program), script).unwrap();
+    std::fs::set_permissions(bin.join(program), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
+    let path = format!("{}:/usr/bin:/bin", bin.display());
+    command.args(arguments).env_clear().env("HOME", home).env("PATH", path).output().unwrap()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_service_whose_port_is_taken_is_not_installed() {
+    let home = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let install =
+        |script: &str| with_program(home.path(), "systemctl", script, &["service", "install", "--listen", &address]);
+    let refused = install("#!/bin/sh\nexit 3\n");
+    let said = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("cannot listen on {address}: the port is already in use")), "{said}");
+    let units = home.path().join(".config/systemd/user");
+    assert!(!units.exists());
+    // The user's systemd has it, because the service was installed before.
+    std::fs::create_dir_all(&units).unwrap();
+    std::fs::write(units.join("adit.socket"), format!("[Socket]\nListenStream={address}\n")).unwrap();
+    let installed = install("#!/bin/sh\n");
+    assert!(installed.status.success(), "{}", text(&installed.stderr));
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_service_finds_the_folders_of_its_shell() {
