@@ -159,7 +159,7 @@ struct HttpRoute {
     /// Private key (PEM) of client_cert.
     client_key: Option<String>,
     headers: Option<Headers>,
-    /// Send the backend its own name as Host. Default: false; true with a target.
+    /// Send the backend its own name as Host, and in Origin instead of the client's. Default: false; true with a target.
     rewrite_host: Option<bool>,
     /// Rewrite redirects and cookies to the client's host. true: the backend's own names too; false: never. Default: only the requested host; true with target.
     rewrite_location: Option<bool>,

@@ -71,7 +71,7 @@ impl HttpFrontend {
         let scheme = self.protocols.choose(route, &endpoint, asks).scheme;
         let server_name = route.options.tls.server_name.as_deref();
         match &route.options.host {
-            HostHeader::Fixed(host) => Some(Names::fixed(host)),
+            HostHeader::Fixed(host) => Some(Names::fixed(host, scheme)),
             header => (*header == HostHeader::Own || route.options.rewrite_location == Some(true))
                 .then_some(route.target.pods())
                 .flatten()
@@ -87,21 +87,22 @@ impl HttpFrontend {
         names: Option<&Names>,
         exchange: &Exchange,
     ) {
+        let (connection, tls) = (&exchange.arrival.connection, exchange.arrival.tls);
+        let (port, is_behind_proxy) = self.sites.public().unwrap_or((connection.local.port(), false));
         let headers = request.headers_mut();
         headers::remove_hop_by_hop(headers);
-        let (connection, tls) = (&exchange.arrival.connection, exchange.arrival.tls);
-        let mut hop = Hop { peer: connection.peer, local: connection.local, host: authority, tls };
-        match (&route.options.host, names) {
-            (HostHeader::Own, Some(names)) => names.into_request(headers),
-            (HostHeader::Fixed(_), Some(names)) => {
-                names.into_request(headers);
-                names.into_origin(headers, authority, tls);
+        let mut hop = Hop { peer: connection.peer, host: authority, port, tls };
+        if let (HostHeader::Own | HostHeader::Fixed(_), Some(names)) = (&route.options.host, names) {
+            names.into_request(headers);
+            // Some servers compare Origin with Host, others with the forwarded scheme, host and port: all of them have to agree.
+            let tls = tls || names.tls;
+            let is_own = names.into_origin(headers, authority, tls);
+            if is_own {
+                hop = Hop { host: names.own(), port: headers::default_port(tls), tls, ..hop };
+            } else if route.options.host != HostHeader::Own {
                 hop.host = names.own();
             }
-            _ => {}
         }
-        let (port, is_behind_proxy) = self.sites.public().unwrap_or((hop.local.port(), false));
-        hop.local.set_port(port);
         match (self.sites.is_first(), is_behind_proxy) {
             (false, _) => headers::add_forwarded(headers, hop.peer),
             (true, true) => headers::keep_forwarded(headers, hop),

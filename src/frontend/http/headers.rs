@@ -42,6 +42,8 @@ pub struct Hop<'a> {
     pub local: SocketAddr,
     /// The Host header or :authority, as sent.
     pub host: &'a str,
+    /// Port that the client has connected to, if `host` has none.
+    pub port: u16,
     pub tls: bool,
 }
 
@@ -175,7 +177,12 @@ pub fn keep_forwarded(headers: &mut HeaderMap, via: Hop<'_>) {
 /// Returns the port that the client has connected to.
 fn port(via: Hop<'_>) -> String {
     let port = via.host.rsplit_once(':').map(|(_, port)| port).filter(|port| port.parse::<u16>().is_ok());
-    port.map_or_else(|| via.local.port().to_string(), str::to_owned)
+    port.map_or_else(|| via.port.to_string(), str::to_owned)
+}
+
+/// Returns the port of a URL that has none.
+pub fn default_port(tls: bool) -> u16 {
+    if tls { 443 } else { 80 }
 }
 
 /// Adds the client's address to a request, unless a proxy before adit has done so.
@@ -261,12 +268,7 @@ mod tests {
 
     #[test]
     fn a_client_cannot_claim_another_address() {
-        let hop = Hop {
-            peer: "192.0.2.7:1234".parse().unwrap(),
-            local: "192.0.2.1:80".parse().unwrap(),
-            host: "web.example.com",
-            tls: false,
-        };
+        let hop = Hop { peer: "192.0.2.7:1234".parse().unwrap(), host: "web.example.com", port: 80, tls: false };
         let mut headers =
             map(&[("x-real-ip", "10.0.0.1"), ("x-forwarded-for", "10.0.0.1"), ("forwarded", "for=10.0.0.1")]);
         headers.append(X_REAL_IP, HeaderValue::from_static("10.0.0.2"));
@@ -297,12 +299,7 @@ mod tests {
     fn a_clients_own_claims_are_replaced() {
         let mut headers =
             map(&[("x-forwarded-for", "6.6.6.6"), ("forwarded", "for=6.6.6.6"), ("x-forwarded-proto", "https")]);
-        let via = Hop {
-            peer: "[::1]:5000".parse().unwrap(),
-            local: "[::1]:8989".parse().unwrap(),
-            host: "web.shop.localhost:8989",
-            tls: false,
-        };
+        let via = Hop { peer: "[::1]:5000".parse().unwrap(), host: "web.shop.localhost:8989", port: 80, tls: false };
         set_forwarded(&mut headers, via);
         let wanted = map(&[
             ("x-forwarded-for", "::1"),

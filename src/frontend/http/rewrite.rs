@@ -6,6 +6,7 @@ use http::{
     uri::PathAndQuery,
 };
 
+use super::headers;
 use crate::{
     config::{Jump, Scheme, Workload},
     routing::{PodTarget, table},
@@ -18,6 +19,8 @@ const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 pub struct Names {
     /// Host header for the backend, with a port unless it is the scheme's default.
     own: String,
+    /// The backend speaks TLS.
+    pub tls: bool,
     /// Lower case, without ports.
     all: Vec<String>,
 }
@@ -41,19 +44,19 @@ impl Names {
             (None, Workload::Address(address)) => all.push(address.to_string()),
         }
         let host = if all[0].contains(':') { format!("[{}]", all[0]) } else { all[0].clone() };
-        let default = if scheme == Scheme::Https { 443 } else { 80 };
-        Self { own: if port == default { host } else { format!("{host}:{port}") }, all }
+        let tls = scheme == Scheme::Https;
+        Self { own: if port == headers::default_port(tls) { host } else { format!("{host}:{port}") }, tls, all }
     }
 
     /// Returns the names of a backend with a fixed Host header; `host` may contain a port.
-    pub fn fixed(host: &str) -> Self {
+    pub fn fixed(host: &str, scheme: Scheme) -> Self {
         let name = table::normalise(host);
         // A server on the laptop may call itself by any of these.
         let all = match LOOPBACK.contains(&name.as_str()) {
             true => LOOPBACK.map(str::to_owned).to_vec(),
             false => vec![name],
         };
-        Self { own: host.to_owned(), all }
+        Self { own: host.to_owned(), tls: scheme == Scheme::Https, all }
     }
 
     /// Sets the backend's own name as Host.
@@ -63,8 +66,9 @@ impl Names {
         }
     }
 
-    /// Replaces an Origin that is the client's by the backend's own name, for servers that compare both (RFC 6454).
-    pub fn into_origin(&self, headers: &mut HeaderMap, authority: &str, tls: bool) {
+    /// Replaces an Origin that is the client's by the backend's own name, for servers that compare both (RFC 6454). Returns
+    /// whether it did.
+    pub fn into_origin(&self, headers: &mut HeaderMap, authority: &str, tls: bool) -> bool {
         let is_own = headers.get(ORIGIN).and_then(|origin| origin.to_str().ok()).is_some_and(|origin| {
             origin.split_once("://").is_some_and(|(_, origin)| origin.eq_ignore_ascii_case(authority))
         });
@@ -72,6 +76,7 @@ impl Names {
         if is_own && let Ok(origin) = HeaderValue::from_str(&format!("{scheme}://{}", self.own)) {
             headers.insert(ORIGIN, origin);
         }
+        is_own
     }
 
     /// Returns the Host header for the backend.
@@ -245,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_dev_server_gets_the_name_that_it_has_on_the_laptop() {
-        let names = Names::fixed("localhost:5173");
+        let names = Names::fixed("localhost:5173", Scheme::Http);
         let origin = |origin: &str| {
             let mut headers = HeaderMap::from_iter([(ORIGIN, HeaderValue::from_str(origin).unwrap())]);
             names.into_request(&mut headers);

@@ -486,3 +486,40 @@ fn a_request_has_to_name_one_host() {
     assert_eq!(request("/", &["a", "a"]), Err(ErrorCode::Ambiguous));
     assert_eq!(request("/", &[]), Err(ErrorCode::NoHost));
 }
+
+/// Returns a header in what [`show_headers`] has answered.
+fn shown<'a>(answer: &'a str, name: &str) -> Option<&'a str> {
+    answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+}
+
+#[tokio::test]
+async fn a_backend_with_its_own_host_gets_an_origin_that_fits() {
+    let serve =
+        || -> Serve { Box::new(|pod, stream| drop(tokio::spawn(serve_pod(pod, stream, Arc::new(show_headers))))) };
+    let port = ServicePort { number: 8080, name: None, app_protocol: None };
+    let world = World::routed("rewrite_host: true, scheme: http", port, Scheme::Http, serve());
+    let asked = async |host: &str, origin: &str| {
+        world.exchange(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n{origin}Connection: close\r\n\r\n")).await
+    };
+    let own = "web.default.svc.cluster.local:8080";
+    let answer = asked("web.localhost:8989", "Origin: http://web.localhost:8989\r\n").await;
+    assert_eq!(shown(&answer, "host"), Some(own));
+    assert_eq!(shown(&answer, "origin"), Some(&*format!("http://{own}")));
+    // Servers behind a proxy compare Origin with these.
+    assert_eq!(shown(&answer, "x-forwarded-host"), Some(own));
+    assert_eq!(shown(&answer, "x-forwarded-port"), Some("8080"));
+    for (origin, sent) in [("", None), ("Origin: https://foreign.example\r\n", Some("https://foreign.example"))] {
+        let answer = asked("web.localhost:8989", origin).await;
+        assert_eq!((shown(&answer, "host"), shown(&answer, "origin")), (Some(own), sent));
+        assert_eq!(shown(&answer, "x-forwarded-host"), Some("web.localhost:8989"));
+    }
+    // A backend of https has an Origin of https, and X-Forwarded-Proto agrees with it.
+    let port = ServicePort { number: 443, name: None, app_protocol: None };
+    let world = World::routed("rewrite_host: true, scheme: https", port, Scheme::Https, serve());
+    let mut request = get("/");
+    request.headers_mut().insert(http::header::ORIGIN, HeaderValue::from_static("http://web.localhost"));
+    let answer = text(world.http1().await.send_request(request).await.unwrap()).await;
+    assert_eq!(shown(&answer, "origin"), Some("https://web.default.svc.cluster.local"));
+    assert_eq!(shown(&answer, "x-forwarded-proto"), Some("https"));
+    assert_eq!(shown(&answer, "x-forwarded-port"), Some("443"));
+}
