@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 
-use http::{Request, Response, uri::PathAndQuery};
+use http::{Request, Response, Version, uri::PathAndQuery};
 
 use super::{
     HttpFrontend,
@@ -88,7 +88,10 @@ impl HttpFrontend {
         exchange: &Exchange,
     ) {
         let (connection, tls) = (&exchange.arrival.connection, exchange.arrival.tls);
-        let (port, is_behind_proxy) = self.sites.public().unwrap_or((connection.local.port(), false));
+        // A client of the forward proxy has not connected to its listener's port: the URL has the port.
+        let is_whole = exchange.version < Version::HTTP_2 && request.uri().scheme().is_some();
+        let asked = if is_whole { headers::default_port(tls) } else { connection.local.port() };
+        let (port, is_behind_proxy) = self.sites.public().unwrap_or((asked, false));
         let headers = request.headers_mut();
         headers::remove_hop_by_hop(headers);
         let mut hop = Hop { peer: connection.peer, host: authority, port, tls };

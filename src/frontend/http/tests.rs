@@ -523,3 +523,18 @@ async fn a_backend_with_its_own_host_gets_an_origin_that_fits() {
     assert_eq!(shown(&answer, "x-forwarded-proto"), Some("https"));
     assert_eq!(shown(&answer, "x-forwarded-port"), Some("443"));
 }
+
+#[tokio::test]
+async fn the_forwarded_port_of_a_request_to_the_forward_proxy_is_that_of_its_url() {
+    let world = World::new(Scheme::Http, show_headers);
+    for (target, host, port) in [
+        ("http://web.example.test/", "web.example.test", "80"),
+        ("http://web.example.test:81/", "web.example.test:81", "81"),
+        ("/", "web.example.test", "8989"),
+        ("/", "web.example.test:81", "81"),
+    ] {
+        let answer =
+            world.exchange(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
+        assert_eq!(shown(&answer, "x-forwarded-port"), Some(port), "{target} {host}: {answer}");
+    }
+}
