@@ -43,7 +43,7 @@ impl HttpFrontend {
             ForwardError::Open(route, error) => pages::unopened(&error, &asked.host, &route),
         })?;
         headers::remove_hop_by_hop(request.headers_mut());
-        self.identity.mark(request.headers_mut(), exchange.version);
+        self.identity.mark(request.headers_mut());
         let host = format!("{}:{}", asked.host, asked.port);
         let response = match ask(stream, request, &exchange.arrival.drain).await {
             Some(Ok(response)) => response,

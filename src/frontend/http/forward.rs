@@ -111,7 +111,7 @@ impl HttpFrontend {
             (true, true) => headers::keep_forwarded(headers, hop),
             (true, false) => headers::set_forwarded(headers, hop),
         }
-        self.identity.mark(headers, exchange.version);
+        self.identity.mark(headers);
         headers::apply(&route.options.request_headers, headers);
     }
 }

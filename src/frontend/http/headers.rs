@@ -33,13 +33,17 @@ const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port")
 
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
+/// Proxies that a request has passed through (RFC 8586).
+///
+/// RFC 9110, section 7.6.3, demands Via, but nginx does not compress answers to requests with Via (`gzip_proxied`).
+const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
+
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Addresses and scheme by which the client reached adit.
 #[derive(Clone, Copy, Debug)]
 pub struct Hop<'a> {
     pub peer: SocketAddr,
-    pub local: SocketAddr,
     /// The Host header or :authority, as sent.
     pub host: &'a str,
     /// Port that the client has connected to, if `host` has none.
@@ -193,9 +197,9 @@ pub fn add_forwarded(headers: &mut HeaderMap, peer: SocketAddr) {
     }
 }
 
-/// Identity of this process in Via, and the ids of the requests that pass through it.
+/// Identity of this process in CDN-Loop, and the ids of the requests that pass through it.
 pub struct Identity {
-    /// `adit-` and 16 hexadecimal digits: the pseudonym in Via (RFC 9110, section 7.6.3).
+    /// `adit-` and 16 hexadecimal digits: a pseudonym, as in Via (RFC 9110, section 7.6.3).
     pseudonym: String,
     prefix: u64,
     next: AtomicU64,
@@ -212,14 +216,15 @@ impl Default for Identity {
 impl Identity {
     /// Returns whether a request has passed through this process before.
     pub fn is_loop(&self, headers: &HeaderMap) -> bool {
-        headers.get_all(VIA).iter().filter_map(|value| value.to_str().ok()).any(|value| value.contains(&self.pseudonym))
+        let passed = [CDN_LOOP, VIA].map(|name| headers.get_all(name));
+        let mut passed = passed.iter().flatten().filter_map(|value| value.to_str().ok());
+        passed.any(|value| value.contains(&self.pseudonym))
     }
 
-    /// Adds this proxy to Via, and an X-Request-Id if the client sends none.
-    pub fn mark(&self, headers: &mut HeaderMap, version: http::Version) {
-        let version = if version == http::Version::HTTP_2 { "2.0" } else { "1.1" };
-        if let Ok(via) = HeaderValue::from_str(&format!("{version} {}", self.pseudonym)) {
-            headers.append(VIA, via);
+    /// Adds this proxy to CDN-Loop, and an X-Request-Id if the client sends none.
+    pub fn mark(&self, headers: &mut HeaderMap) {
+        if let Ok(pseudonym) = HeaderValue::from_str(&self.pseudonym) {
+            headers.append(CDN_LOOP, pseudonym);
         }
         if !headers.contains_key(X_REQUEST_ID) {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -293,6 +298,21 @@ mod tests {
         ]);
         remove_hop_by_hop(&mut headers);
         assert_eq!(headers, map(&[("host", "a"), ("accept", "*/*"), ("te", "trailers")]));
+    }
+
+    #[test]
+    fn a_loop_shows_in_cdn_loop_and_in_via_and_no_via_is_added() {
+        let (identity, other) =
+            (Identity::default(), Identity { pseudonym: "adit-0".to_owned(), ..Identity::default() });
+        let mut headers = map(&[("cdn-loop", "cdn.example; a=\"b\""), ("via", "1.1 cache")]);
+        other.mark(&mut headers);
+        assert!(!identity.is_loop(&headers) && other.is_loop(&headers));
+        identity.mark(&mut headers);
+        assert!(identity.is_loop(&headers));
+        assert_eq!(headers.get_all(CDN_LOOP).iter().count(), 3);
+        assert_eq!(headers.get_all(VIA).iter().collect::<Vec<_>>(), ["1.1 cache"]);
+        let of_older_version = map(&[("via", &format!("1.1 {}", identity.pseudonym))]);
+        assert!(identity.is_loop(&of_older_version));
     }
 
     #[test]

@@ -79,7 +79,7 @@ pub fn refused(refused: Option<Refused>) -> Page {
 /// Returns the page for a request that has passed through this adit before.
 pub fn in_a_circle(host: &str) -> Page {
     Page {
-        cause: Some("its Via header says that it has been through this adit before".to_owned()),
+        cause: Some("its CDN-Loop header says that it has been through this adit before".to_owned()),
         hint: Some(format!("the backend of {host} sends requests back to adit: check its route and its pod")),
         ..Page::new(StatusCode::LOOP_DETECTED, ErrorCode::Loop, "routing loop")
     }

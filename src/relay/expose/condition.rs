@@ -27,7 +27,8 @@ const LONGEST_PATH: usize = 512;
 const SECRET: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "set-cookie"];
 
 /// Headers of one connection or of a body's length (RFC 9110, section 7.6.1), and headers that proxies change.
-const OF_CONNECTION: [&str; 11] = [
+const OF_CONNECTION: [&str; 12] = [
+    "cdn-loop",
     "connection",
     "content-length",
     "expect",
