@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -44,6 +45,11 @@ pub async fn handshake(
         .max_header_list_size(LONGEST_ANSWER_HEAD)
         // The windows bound unread frames, however short: h2 would end the connection with all its streams.
         .data_frame_budget(usize::MAX)
+        // A client that leaves resets its stream, and the pod's frames for it may still arrive. h2 remembers 50 such streams for
+        // 1 s. Frames for others count as errors, and after 1,024 of them h2 would end the connection with all its streams.
+        .max_local_error_reset_streams(None)
+        .max_concurrent_reset_streams(1024)
+        .reset_stream_duration(Duration::from_secs(30))
         .enable_push(false);
     let (sender, connection) = builder.handshake(WithoutEmptyData::new(stream, 0)).await?;
     let windows = Arc::<Windows>::default();
@@ -166,7 +172,7 @@ impl HttpBody for Answer {
 
 #[cfg(test)]
 mod tests {
-    use std::{convert::Infallible, time::Duration};
+    use std::convert::Infallible;
 
     use futures::stream;
     use http_body_util::StreamBody;

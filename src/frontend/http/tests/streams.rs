@@ -309,3 +309,48 @@ async fn a_backend_that_has_answered_may_stop_an_upload() {
         assert_ne!(count, 0, "{}", answer.escape_ascii());
     }
 }
+
+#[tokio::test]
+async fn clients_that_leave_at_once_do_not_end_the_connection_of_others_to_the_pod() {
+    const LEAVING: usize = 1_200;
+    let (near, mut far) = duplex(1 << 20);
+    let (mut sender, connection) = crate::frontend::http::http2::client::handshake(Box::new(near)).await.unwrap();
+    tokio::spawn(connection);
+    let (asked_tx, asked) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        far.read_exact(&mut [0; 24]).await.unwrap();
+        far.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+        let (mut streams, mut resets, mut asked_tx) = (Vec::new(), 0, Some(asked_tx));
+        loop {
+            let received = receive(&mut far).await;
+            match (received.kind, received.flags & ACK) {
+                (SETTINGS, 0) => far.write_all(&frame(SETTINGS, ACK, 0, &[])).await.unwrap(),
+                (HEADERS, _) => streams.push(received.stream),
+                (RST_STREAM, _) => resets += 1,
+                _ => {}
+            }
+            if let Some(all) = asked_tx.take_if(|_| streams.len() == LEAVING) {
+                all.send(()).unwrap();
+            }
+            // The answers of the pod cross the resets.
+            if resets >= LEAVING {
+                for stream in streams.drain(..) {
+                    far.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, stream, b"\x88")).await.unwrap();
+                }
+            }
+        }
+    });
+    let asking = || Request::get("http://web.localhost/").body(body_of("")).unwrap();
+    let leaving: Vec<_> = (0..LEAVING)
+        .map(|_| {
+            let (mut sender, request) = (sender.clone(), asking());
+            tokio::spawn(async move { sender.send(request).await.is_ok() })
+        })
+        .collect();
+    timeout(PATIENCE, asked).await.expect("all requests arrive").unwrap();
+    leaving.iter().for_each(|client| client.abort());
+    let answer = timeout(PATIENCE, sender.send(asking())).await.expect("an answer");
+    assert_eq!(answer.map_err(|(error, _)| error).unwrap().status(), StatusCode::OK);
+    let answer = timeout(PATIENCE, sender.send(asking())).await.expect("an answer");
+    assert_eq!(answer.map_err(|(error, _)| error).unwrap().status(), StatusCode::OK);
+}
