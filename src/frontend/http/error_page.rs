@@ -28,6 +28,9 @@ pub const NOT_READY: HeaderName = HeaderName::from_static("x-adit-not-ready");
 const POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+/// Interval of reloads in seconds, and Retry-After if the cluster names no time.
+const RELOAD_AFTER: u16 = 2;
+
 /// Host and path of a tunnel's view in the dashboard.
 const TUNNEL_VIEW: &str = "adit.localhost/tunnel/";
 
@@ -117,6 +120,14 @@ impl Page {
     /// Removes the links to the dashboard.
     pub fn without_dashboard(mut self) -> Self {
         self.links.retain(|(_, host)| !host.starts_with(TUNNEL_VIEW));
+        self
+    }
+
+    /// Removes the reload, which is a GET and would replace a form that was sent. Retry-After stays.
+    pub fn without_reload(mut self) -> Self {
+        if std::mem::take(&mut self.reloads) {
+            self.retry_after.get_or_insert(RELOAD_AFTER);
+        }
         self
     }
 
@@ -220,7 +231,7 @@ impl Page {
             headers.insert(RETRY_AFTER, HeaderValue::from(after));
         } else if self.reloads || matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS)
         {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static("2"));
+            headers.insert(RETRY_AFTER, HeaderValue::from(RELOAD_AFTER));
         }
         response
     }
@@ -302,7 +313,8 @@ impl Page {
             (_, true) => "adit looks again by itself".to_owned(),
             (status, false) => format!("adit &middot; {} {}", status.as_u16(), self.code),
         };
-        let refresh = if self.reloads { "<meta http-equiv=\"refresh\" content=\"2\">" } else { "" };
+        let reload = |after: u16| format!("<meta http-equiv=\"refresh\" content=\"{after}\">");
+        let refresh = self.reloads.then(|| reload(RELOAD_AFTER)).unwrap_or_default();
         format!(
             "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">{refresh}\
              <title>{}</title><style>{STYLE}</style></head><body>{body}<footer>{footer}</footer></body></html>\n",
@@ -345,6 +357,22 @@ mod tests {
         let request = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(accept))]);
         let response = page().into_response(Form::of(&request), 8989, false);
         (String::from_utf8(response.body().to_vec()).unwrap(), response.headers().clone())
+    }
+
+    #[test]
+    fn a_page_that_must_not_reload_still_says_when_to_retry() {
+        for (retry_after, said) in [(None, "2"), (Some(30), "30")] {
+            let page =
+                Page { reloads: true, retry_after, ..Page::new(StatusCode::GATEWAY_TIMEOUT, ErrorCode::TimedOut, "t") };
+            let html = |page: Page| {
+                let response = page.into_response(Form::Html, 8989, false);
+                assert_eq!(response.headers()[RETRY_AFTER], said);
+                String::from_utf8(response.body().to_vec()).unwrap()
+            };
+            assert!(html(page.clone()).contains("http-equiv=\"refresh\" content=\"2\""));
+            let html = html(page.without_reload());
+            assert!(!html.contains("refresh") && !html.contains("looks again"), "{html}");
+        }
     }
 
     #[test]

@@ -65,6 +65,8 @@ pub struct Exchange {
     /// The request has an Upgrade header.
     is_upgrade: bool,
     is_head: bool,
+    /// A page may send the request again: GET and HEAD.
+    may_reload: bool,
     /// The request replaces one that the guard has refused.
     is_refused: bool,
     /// Marks the client's connection as busy.
@@ -147,6 +149,7 @@ impl Exchange {
             form: Form::of(request.headers()),
             is_upgrade: request.headers().contains_key(UPGRADE),
             is_head: request.method() == Method::HEAD,
+            may_reload: matches!(*request.method(), Method::GET | Method::HEAD),
             is_refused,
             arrival,
         }
@@ -184,6 +187,9 @@ impl Exchange {
         // Exchanges are kept only if there is a dashboard to show them.
         if !self.access.is_kept() {
             page = page.without_dashboard();
+        }
+        if !self.may_reload {
+            page = page.without_reload();
         }
         let code = page.code;
         self.access.error = Some(code.as_str());
