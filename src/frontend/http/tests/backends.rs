@@ -540,3 +540,36 @@ async fn a_connection_that_is_authenticated_is_of_its_client_alone() {
         }
     }
 }
+
+/// A pod with https over HTTP/1.1 that answers each connection once, and closes it without a close_notify.
+fn ending_tls(answer: &'static str) -> World {
+    World::over(
+        Scheme::Https,
+        Box::new(move |pod, stream: DuplexStream| {
+            let acceptor = TlsAcceptor::from(pod.certs.clone().server_config(&[b"http/1.1"]).unwrap());
+            tokio::spawn(async move {
+                let mut stream = acceptor.accept(stream).await.unwrap();
+                let mut asked = Vec::new();
+                while !asked.ends_with(b"\r\n\r\n") {
+                    asked.push(stream.read_u8().await.unwrap());
+                }
+                pod.requests.fetch_add(1, Ordering::SeqCst);
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                stream.flush().await.unwrap();
+            });
+        }),
+    )
+}
+
+#[tokio::test]
+async fn an_https_backend_may_end_an_answer_without_close_notify() {
+    let world = ending_tls("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello");
+    let answer = world.http1().await.send_request(get("/")).await.unwrap();
+    assert_eq!(text(answer).await, "hello");
+    for incomplete in ["Content-Length: 6\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"] {
+        let world = ending_tls(String::leak(format!("HTTP/1.1 200 OK\r\n{incomplete}")));
+        let answer = world.http1().await.send_request(get("/")).await.unwrap();
+        let body = timeout(PATIENCE, answer.into_body().collect()).await.expect("the body ends");
+        assert!(body.is_err(), "{incomplete:?}");
+    }
+}

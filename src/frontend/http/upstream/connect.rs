@@ -87,7 +87,7 @@ impl Upstreams {
                 heard.know();
                 let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                 let within = Heard::default();
-                let stream = Box::new(within.on(Box::new(stream)));
+                let stream = Box::new(within.within_tls(Box::new(stream)));
                 match is_h2 {
                     true => self.http2(key, stream, within, &placement, true).await?,
                     false => self.http1(stream, within).await?,

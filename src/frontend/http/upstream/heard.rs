@@ -59,7 +59,13 @@ struct First {
 impl Heard {
     /// Wraps a stream, and records what is read from it.
     pub fn on(&self, inner: BoxedIo) -> Listening {
-        Listening { inner, heard: self.clone(), lines: BareLf::default(), rest: BytesMut::new() }
+        Listening { inner, heard: self.clone(), lines: BareLf::default(), rest: BytesMut::new(), is_tls: false }
+    }
+
+    /// Wraps what a backend sends within TLS. Some servers close without a close_notify. This is an ordinary end: an answer that
+    /// has a length, chunks or frames is then incomplete, and one that lasts until the end is as complete as without TLS.
+    pub fn within_tls(&self, inner: BoxedIo) -> Listening {
+        Listening { is_tls: true, ..self.on(inner) }
     }
 
     /// Resets [`Heard::anything`] for the next request.
@@ -154,6 +160,12 @@ fn admit_chunks(start: &mut [u8]) -> Option<usize> {
     (is_complete && is_chunked).then_some(at)
 }
 
+/// Returns whether an error of TLS is the end of its transport, without a close_notify. If the tunnel broke, the error has the
+/// cause.
+fn is_end(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::UnexpectedEof && StreamFault::of(error).is_none()
+}
+
 /// A stream that records what is read from it, and repairs the chunks of old servers.
 pub struct Listening {
     inner: BoxedIo,
@@ -162,6 +174,7 @@ pub struct Listening {
     lines: BareLf,
     /// Repaired bytes that did not fit into the last read.
     rest: BytesMut,
+    is_tls: bool,
 }
 
 impl Listening {
@@ -199,6 +212,10 @@ impl AsyncRead for Listening {
                 if !self.lines.is_over() {
                     self.repair(buf, start);
                 }
+            }
+            Poll::Ready(Err(error)) if self.is_tls && is_end(error) => {
+                self.heard.note(&[]);
+                return Poll::Ready(Ok(()));
             }
             Poll::Ready(Err(error)) => self.heard.note_error(error),
             _ => {}
