@@ -573,3 +573,43 @@ async fn an_https_backend_may_end_an_answer_without_close_notify() {
         assert!(body.is_err(), "{incomplete:?}");
     }
 }
+
+/// A pod that answers the first request of each connection. It answers the second one with a 408, as if it had closed the idle
+/// connection before.
+fn timing_out(after: &'static str) -> World {
+    World::over(
+        Scheme::Http,
+        Box::new(move |pod, mut stream: DuplexStream| {
+            tokio::spawn(async move {
+                let slow = format!("HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n{after}\r\n");
+                for answer in ["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", &slow] {
+                    let mut asked = Vec::new();
+                    while !asked.ends_with(b"\r\n\r\n") {
+                        let Ok(byte) = stream.read_u8().await else { return };
+                        asked.push(byte);
+                    }
+                    pod.requests.fetch_add(1, Ordering::SeqCst);
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                }
+            });
+        }),
+    )
+}
+
+#[tokio::test]
+async fn a_408_about_an_idle_connection_is_not_passed_on() {
+    let close = "Connection: close\r\n";
+    for (method, after, seen, status) in [
+        ("GET", close, 3, 200),
+        ("HEAD", close, 3, 200),
+        // Neither safe, nor about the connection.
+        ("PUT", close, 2, 408),
+        ("GET", "", 2, 408),
+    ] {
+        let world = timing_out(after);
+        assert!(world.exchange(&asking("GET")).await.starts_with("HTTP/1.1 200 "));
+        let answer = world.exchange(&asking(method)).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{method} {after:?}: {answer}");
+        assert_eq!((world.seen(), world.connections()), (seen, seen - 1), "{method} {after:?}");
+    }
+}

@@ -207,6 +207,12 @@ impl<'a> Delivery<'a> {
             }
         };
         match sent {
+            Ok(response) if is_h1 && was_used && self.is_about_idling(&response) => {
+                self.attempts.use_none_again();
+                self.upstreams.metrics.retries.fetch_add(1, Ordering::Relaxed);
+                self.retries += 1;
+                Next::Continue(())
+            }
             Ok(response) if is_h1 && key.scheme != Scheme::Https && response.status() == StatusCode::BAD_REQUEST => {
                 Box::pin(self.refused(key, opened, response)).await
             }
@@ -249,6 +255,14 @@ impl<'a> Delivery<'a> {
             None => Some(self.upstreams.pool.returning(key, opened.sender, opened.placement)),
         };
         Next::Break(Ok(Answered { response, returning, scheme, pod, retries, connected: self.connected }))
+    }
+
+    /// Returns whether an answer on a reused connection is probably about the time before the request: some servers announce
+    /// with a 408 that they close an idle connection, and the request may cross it. A client may repeat the request then, on
+    /// another connection (RFC 9110, section 15.5.9).
+    fn is_about_idling(&self, response: &Response<Body>) -> bool {
+        let is_timeout = response.status() == StatusCode::REQUEST_TIMEOUT && !is_kept(response);
+        is_timeout && self.head.method().is_safe() && self.body.is_whole()
     }
 
     /// Handles a 400 answer to HTTP/1 without TLS: the server may speak another protocol.

@@ -70,6 +70,11 @@ impl Attempts {
         self.used < MOST_USED
     }
 
+    /// Makes the next attempt open a new connection.
+    pub fn use_none_again(&mut self) {
+        self.used = MOST_USED;
+    }
+
     /// Returns the back-off before the next attempt. `None`: no retry.
     pub fn again(&mut self, failed: Attempt) -> Option<Duration> {
         let may_repeat = match failed.outcome {
