@@ -115,6 +115,9 @@ impl TlsFrontend {
         let route = self.router.load().http(name).ok()?.for_client(true);
         let ends = self.ends(&route, name);
         // Unless the route says so, adit terminates only HTTP: its clients offer it by ALPN (RFC 7301), or its port has a hint.
+        // Clients of other protocols may offer theirs: `imap`, `tds/8.0`, `dot`.
+        let may_be_http = hello.alpn.is_empty() || offers_http(&hello.alpn);
+        let ends = (route.options.client_tls.is_some() || may_be_http) && self.ends(&route, name);
         if ends && (route.options.client_tls.is_some() || !hello.alpn.is_empty()) {
             return None;
         }
@@ -192,6 +195,11 @@ impl TlsFrontend {
     }
 }
 
+/// Returns whether a client offers a version of HTTP by ALPN.
+fn offers_http(alpn: &[Vec<u8>]) -> bool {
+    alpn.iter().any(|protocol| protocol == b"h2" || protocol.starts_with(b"http/"))
+}
+
 /// Answer of a backend to a ClientHello.
 enum Greeted {
     Tls(BoxedIo, Placement),
@@ -234,4 +242,18 @@ async fn pass_through(
     noted::ended(&mut noted, &end);
     let entry = &noted.entry;
     info!(target: "adit::access", connection = entry.connection, host = entry.host, up = end.up, down = end.down, broken = end.why(), "tls connection");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_clients_that_offer_http_by_alpn_are_taken_for_clients_of_http() {
+        let offers = |alpn: &[&str]| offers_http(&alpn.iter().map(|name| name.as_bytes().to_vec()).collect::<Vec<_>>());
+        assert!(offers(&["h2", "http/1.1"]) && offers(&["http/1.0"]) && offers(&["imap", "http/1.1"]));
+        for other in ["tds/8.0", "imap", "xmpp-client", "mqtt", "dot", "h3", "ftp"] {
+            assert!(!offers(&[other]), "{other}");
+        }
+    }
 }
