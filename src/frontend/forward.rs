@@ -301,6 +301,12 @@ fn is_global(ip: IpAddr) -> bool {
                 || (a == 198 && b & 0xfe == 18))
         }
         IpAddr::V6(ip) => {
+            // DNS64 (RFC 6147) puts the IPv4 address of a host behind the well-known prefix of NAT64 (RFC 6052).
+            if let ([0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0], ip) = ip.octets().split_at(12)
+                && let Ok(ip) = <[u8; 4]>::try_from(ip)
+            {
+                return is_global(ip.into());
+            }
             // Global unicast (RFC 4291) without documentation, and without 6to4 and Teredo, which carry an IPv4 address.
             let [first, second, ..] = ip.segments();
             first & 0xe000 == 0x2000 && first != 0x2002 && !(first == 0x2001 && matches!(second, 0 | 0x0db8))
@@ -349,7 +355,9 @@ mod tests {
 
     #[test]
     fn only_addresses_of_the_internet_are_reached_directly() {
-        for ip in ["1.1.1.1", "100.63.0.1", "100.128.0.1", "172.32.0.1", "2606:4700::1", "::ffff:8.8.8.8"] {
+        for ip in
+            ["1.1.1.1", "100.63.0.1", "100.128.0.1", "172.32.0.1", "2606:4700::1", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+        {
             assert!(is_global(ip.parse().unwrap()), "{ip}");
         }
         for ip in [
@@ -376,6 +384,9 @@ mod tests {
             "::ffff:127.0.0.1",
             "::ffff:10.0.0.1",
             "64:ff9b::a00:1",
+            "64:ff9b::7f00:1",
+            "64:ff9b::1:808:808",
+            "64:ff9b:1::808:808",
         ] {
             assert!(!is_global(ip.parse().unwrap()), "{ip}");
         }
