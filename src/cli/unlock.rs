@@ -19,7 +19,8 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  adit unlock prod\n  adit unlock prod --for 1h\n  adit unlock prod --for 0                 lock it again\n\n\
-        A context with 'methods' refuses all others. adit locks it again after this time, and when it exits."
+        A context with 'methods' refuses all others. adit locks it again after this time, and when it exits. It then\n\
+        closes the WebSockets, CONNECT, TLS and PostgreSQL connections that were opened meanwhile."
 )]
 pub struct Args {
     /// Context, or its alias

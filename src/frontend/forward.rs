@@ -14,7 +14,14 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Connection, client_socket::ClientSocket, join::join, noted, read_only::ReadOnly};
+use super::{
+    Connection,
+    client_socket::ClientSocket,
+    http::HttpFrontend,
+    join::join_while,
+    noted,
+    read_only::{ReadOnly, Unlocked},
+};
 use crate::{
     config::{ContextName, Elsewhere},
     error_code::ErrorCode,
@@ -89,7 +96,7 @@ pub enum ForwardError {
 
 /// Stream to the destination.
 pub enum Reached {
-    Pod(Route, Lease, BoxedIo),
+    Pod(Route, Lease, BoxedIo, Unlocked),
     Direct(TcpStream),
 }
 
@@ -157,7 +164,8 @@ impl Forward {
             Err(error) => return Err(ForwardError::Open(Box::new(route), error)),
         };
         noted::reached(noted, &lease, &placement);
-        Ok(Reached::Pod(route, lease, stream))
+        let unlocked = Unlocked::of(self.locks.clone(), ReadOnly::of(&router.config, &route));
+        Ok(Reached::Pod(route, lease, stream, unlocked))
     }
 }
 
@@ -191,7 +199,9 @@ impl Reached {
     /// Copies bytes between the client and the destination until both sides have ended.
     pub async fn join(self, client: &mut BoxedIo, socket: ClientSocket, mut noted: Ongoing) -> SpliceEnd {
         let end = match self {
-            Self::Pod(_, lease, mut stream) => join(client, &mut stream, &lease, socket).await,
+            Self::Pod(_, lease, mut stream, unlocked) => {
+                join_while(&unlocked, client, &mut stream, &lease, socket).await
+            }
             Self::Direct(mut stream) => splice(client, &mut stream).await,
         };
         noted::ended(&mut noted, &end);

@@ -19,7 +19,9 @@ use super::{
     client_socket::ClientSocket,
     greeting::{self, Greeting, GreetingError},
     http::HttpFrontend,
-    join, noted,
+    join::join_while,
+    noted,
+    read_only::Unlocked,
     refusal::{Refusal, refuse_greeted},
 };
 use crate::{
@@ -157,6 +159,7 @@ impl PostgresFrontend {
             }
         };
         noted::reached(&mut noted, &lease, &placement);
+        let unlocked = self.http.unlocked(&route);
         let watched = |backend: BoxedIo, is_encrypted: bool| {
             let watched = Watched::new(backend, self.sessions.clone(), connection.peer, &route, placement.pod());
             watched.of_postgres(is_encrypted)
@@ -165,7 +168,7 @@ impl PostgresFrontend {
             Ok(true) => {
                 let mut client = stream;
                 let backend = watched(backend, true);
-                join(&mut client, backend, greeting.bytes, &lease, connection.socket, &mut noted).await;
+                join(&mut client, backend, greeting.bytes, &lease, &unlocked, connection.socket, &mut noted).await;
             }
             // The server speaks no TLS: end the client's TLS here.
             Ok(false) => {
@@ -182,7 +185,16 @@ impl PostgresFrontend {
                             }
                             _ => {
                                 let backend = watched(backend, false);
-                                join(&mut client, backend, first.freeze(), &lease, connection.socket, &mut noted).await;
+                                join(
+                                    &mut client,
+                                    backend,
+                                    first.freeze(),
+                                    &lease,
+                                    &unlocked,
+                                    connection.socket,
+                                    &mut noted,
+                                )
+                                .await;
                             }
                         }
                     }
@@ -224,6 +236,7 @@ async fn join(
     mut backend: Watched,
     first: Bytes,
     lease: &Lease,
+    unlocked: &Unlocked,
     socket: ClientSocket,
     noted: &mut Ongoing,
 ) {
@@ -231,7 +244,7 @@ async fn join(
         noted.error(&error.to_string());
         return lease.note_error(&error);
     }
-    let end = join::join(client, &mut backend, lease, socket).await;
+    let end = join_while(unlocked, client, &mut backend, lease, socket).await;
     noted::ended(noted, &end);
     let entry = &noted.entry;
     info!(target: "adit::access", connection = entry.connection, host = entry.host, up = end.up, down = end.down, broken = end.why(), "postgres connection");

@@ -1,6 +1,9 @@
 //! The rule of a context that accepts only some HTTP methods, and no other protocol.
 
+use std::{io, sync::Arc};
+
 use http::Method;
+use tracing::info;
 
 use crate::{
     config::{Config, ContextName},
@@ -46,5 +49,25 @@ impl ReadOnly {
     pub fn title(&self) -> String {
         let methods: Vec<&str> = self.methods.iter().map(Method::as_str).collect();
         format!("context {} allows only {}", self.context, methods.join(", "))
+    }
+}
+
+/// Why adit lets a connection through whose requests it does not read: the context of its route is unlocked. The default: no
+/// rules apply to it.
+#[derive(Clone, Default)]
+pub struct Unlocked(Option<(Arc<Locks>, ContextName)>);
+
+impl Unlocked {
+    /// `rule`: that of the route, whether it is lifted or not.
+    pub fn of(locks: Arc<Locks>, rule: Option<ReadOnly>) -> Self {
+        Self(rule.map(|rule| (locks, rule.context)))
+    }
+
+    /// Waits until the context is locked again, and returns the error that ends the connection. Forever, if there are no rules.
+    pub async fn over(&self) -> io::Error {
+        let Some((locks, context)) = &self.0 else { return std::future::pending().await };
+        locks.locked(context).await;
+        info!(%context, hint = "'adit unlock' lets new connections through", "connection closed: its context is locked again");
+        io::Error::new(io::ErrorKind::ConnectionAborted, format!("context {context} is locked again"))
     }
 }

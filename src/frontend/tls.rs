@@ -18,7 +18,8 @@ use super::{
     client_socket::ClientSocket,
     greeting::{self, DECODE_ERROR, GreetingError},
     http::{HttpFrontend, HttpVersion},
-    join::join,
+    join::join_while,
+    read_only::Unlocked,
     postgres::{self, PostgresFrontend},
     protocol::{Asks, SpeaksTls},
 };
@@ -98,22 +99,16 @@ impl TlsFrontend {
         }
         let (hello, received) = (greeting.hello, greeting.bytes);
         match self.backend(&hello, &received, &connection).await {
-            Some((backend, lease, noted)) => pass_through(stream, backend, lease, noted, connection.socket).await,
+            Some(passed) => pass_through(stream, passed, connection.socket).await,
             None => Box::pin(self.terminate(Prefixed::new(received, stream), connection, drain)).await,
         }
     }
 
-    /// Returns the stream to the backend of the client's name, which already has the ClientHello. `None`: the TLS ends here, as
-    /// the route or its rules demand it, the backend speaks no TLS, or there is no connection, which an error page reports.
-    async fn backend(
-        &self,
-        hello: &ClientHello,
-        received: &Bytes,
-        connection: &Connection,
-    ) -> Option<(BoxedIo, Lease, Ongoing)> {
+    /// Returns the connection to the backend of the client's name. `None`: the TLS ends here, as the route or its rules demand it,
+    /// the backend speaks no TLS, or there is no connection, which an error page reports.
+    async fn backend(&self, hello: &ClientHello, received: &Bytes, connection: &Connection) -> Option<Passed> {
         let ServerName::Name(name) = &hello.server_name else { return None };
         let route = self.router.load().http(name).ok()?.for_client(true);
-        let ends = self.ends(&route, name);
         // Unless the route says so, adit terminates only HTTP: its clients offer it by ALPN (RFC 7301), or its port has a hint.
         // Clients of other protocols may offer theirs: `imap`, `tds/8.0`, `dot`.
         let may_be_http = hello.alpn.is_empty() || offers_http(&hello.alpn);
@@ -140,21 +135,19 @@ impl TlsFrontend {
             SpeaksTls::Perhaps { is_hinted } => is_hinted,
             SpeaksTls::Yes => true,
         };
-        let noted = async |placement: &Placement| {
+        let passed = async |backend: BoxedIo, lease: Lease, placement: &Placement| {
             let mut noted = noted::begin(&self.tunnels, Kind::Tls, name, &route, connection).await;
             noted::reached(&mut noted, &lease, placement);
-            noted
+            Some(Passed { backend, lease, noted, unlocked: self.http.unlocked(&route) })
         };
         match greet(&lease, received, waits).await {
             Ok(Greeted::Tls(backend, placement)) => {
                 protocols.learn(&route, &endpoint, Asks::Http, Scheme::Https);
-                let noted = noted(&placement).await;
-                return Some((backend, lease, noted));
+                return passed(backend, lease, &placement).await;
             }
             // A backend that is known or hinted to speak TLS may only be slow to start.
             Ok(Greeted::Silent(backend, placement)) => {
-                let noted = noted(&placement).await;
-                return Some((backend, lease, noted));
+                return passed(backend, lease, &placement).await;
             }
             Ok(Greeted::Otherwise) => {}
             Err(error) => lease.note_error(&error),
@@ -231,14 +224,18 @@ async fn greet(lease: &Lease, hello: &Bytes, waits: bool) -> io::Result<Greeted>
     })
 }
 
-async fn pass_through(
-    mut client: BoxedIo,
-    mut backend: BoxedIo,
+/// A connection that is passed through.
+struct Passed {
+    /// Has the ClientHello already.
+    backend: BoxedIo,
     lease: Lease,
-    mut noted: Ongoing,
-    socket: ClientSocket,
-) {
-    let end = join(&mut client, &mut backend, &lease, socket).await;
+    noted: Ongoing,
+    unlocked: Unlocked,
+}
+
+async fn pass_through(mut client: BoxedIo, passed: Passed, socket: ClientSocket) {
+    let Passed { mut backend, lease, mut noted, unlocked } = passed;
+    let end = join_while(&unlocked, &mut client, &mut backend, &lease, socket).await;
     noted::ended(&mut noted, &end);
     let entry = &noted.entry;
     info!(target: "adit::access", connection = entry.connection, host = entry.host, up = end.up, down = end.down, broken = end.why(), "tls connection");

@@ -140,8 +140,28 @@ async fn a_context_takes_only_the_methods_that_it_lists_until_it_is_unlocked() {
     assert_eq!(send(&process, "POST /upload", host, &[], "x").await.status, 200);
     assert_eq!(http2(&process, "POST", host, "/upload").await.0, 200);
     assert_eq!(replay(r#"{"method": "DELETE"}"#).await["status"], 200, "the pod answers");
+    let opened = async |head: String| {
+        let mut stream = TcpStream::connect(process.http).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(timeout(PATIENCE, stream.read_u8()).await.expect("an answer").unwrap());
+        }
+        (String::from_utf8_lossy(&answer[9..12]).into_owned(), stream)
+    };
+    let upgrade = upgrade.join("\r\n");
+    let (status, websocket) = opened(format!("GET /ws HTTP/1.1\r\nHost: {host}\r\n{upgrade}\r\n\r\n")).await;
+    assert_eq!(status, "101");
+    let (status, connected) = opened("CONNECT web.shop:80 HTTP/1.1\r\nHost: web.shop:80\r\n\r\n".to_owned()).await;
+    assert_eq!(status, "200");
+    let passed = crate::tls::connect_to(process.http, https).await;
     assert!(process.command(&["unlock", "demo", "--for", "0"]).await.0);
     assert_eq!(send(&process, "POST /upload", host, &[], "x").await.status, 403);
+    // Nothing writes any more through connections that were opened meanwhile.
+    let streams: [Box<dyn AsyncRead + Unpin>; 3] = [Box::new(websocket), Box::new(connected), Box::new(passed)];
+    for mut stream in streams {
+        let _ = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.expect("the connection is closed");
+    }
     let (is_ok, _, error) = process.command(&["unlock", "other"]).await;
     assert!(!is_ok && error.contains("those with methods are prod"), "{error}");
 }

@@ -61,7 +61,8 @@ impl HttpFrontend {
                     parts.status = StatusCode::OK;
                 }
                 let arrival = &exchange.arrival;
-                asked.join(backend, lease, exchange.access.take(), arrival.connection.socket, &arrival.drain);
+                let held = (lease, self.unlocked(&route));
+                asked.join(backend, held, exchange.access.take(), arrival.connection.socket, &arrival.drain);
                 return Ok(Response::from_parts(parts, body_of("")));
             }
             (_, Some(_)) => {

@@ -3,9 +3,19 @@
 use http::{Request, StatusCode};
 
 use super::{HttpFrontend, body::Body, error_page::Page, upgrade};
-use crate::{error_code::ErrorCode, frontend::read_only::ReadOnly, journal::exchange::ReplayOf, routing::Route};
+use crate::{
+    error_code::ErrorCode,
+    frontend::read_only::{ReadOnly, Unlocked},
+    journal::exchange::ReplayOf,
+    routing::Route,
+};
 
 impl HttpFrontend {
+    /// Returns until when a connection of a route may last.
+    pub fn unlocked(&self, route: &Route) -> Unlocked {
+        Unlocked::of(self.locks.clone(), self.sites.read_only(route))
+    }
+
     /// Returns whether the context of a route accepts only some methods at the moment.
     pub fn has_rules(&self, route: &Route) -> bool {
         self.rule(route).is_some()

@@ -21,7 +21,8 @@ use crate::{
     drain::Drain,
     frontend::{
         client_socket::ClientSocket,
-        join::{carry, join},
+        join::{carry_while, join_while},
+        read_only::Unlocked,
     },
     guard::normaliser::Normaliser,
     io::{BoxedIo, upgraded::connection_of},
@@ -99,7 +100,7 @@ impl Asked {
     pub fn join(
         self,
         backend: hyper::upgrade::OnUpgrade,
-        lease: Lease,
+        (lease, unlocked): (Lease, Unlocked),
         mut access: Access,
         socket: ClientSocket,
         drain: &Drain,
@@ -115,14 +116,14 @@ impl Asked {
             let mut backend = connection_of::<BoxedIo>(backend);
             let end = if is_websocket {
                 let mut backend = WebSocketBackend::new(backend, ended);
-                let end = carry(&mut client, &mut backend, &lease, socket).await;
+                let end = carry_while(&unlocked, &mut client, &mut backend, &lease, socket).await;
                 drop(client);
                 let (up, down) = backend.messages();
                 access.messages(up, down);
                 backend.finish().await;
                 end
             } else {
-                join(&mut client, &mut backend, &lease, socket).await
+                join_while(&unlocked, &mut client, &mut backend, &lease, socket).await
             };
             access.moved(end.up, end.down);
             debug!(up = end.up, down = end.down, broken = end.why(), "upgraded connection ended");
