@@ -23,6 +23,7 @@ use super::{
     noted,
     read_only::Unlocked,
     refusal::{Refusal, refuse_greeted},
+    tls::certs::Certs,
 };
 use crate::{
     error_code::ErrorCode,
@@ -50,6 +51,7 @@ pub struct PostgresFrontend {
     http: Arc<HttpFrontend>,
     /// TLS for clients of servers that speak no TLS, and for refusals.
     server: Arc<ServerConfig>,
+    certs: Arc<Certs>,
     sessions: Arc<Sessions>,
 }
 
@@ -58,9 +60,10 @@ impl PostgresFrontend {
         router: SharedRouter,
         tunnels: Manager,
         http: Arc<HttpFrontend>,
+        certs: Arc<Certs>,
         server: Arc<ServerConfig>,
     ) -> Arc<Self> {
-        Arc::new(Self { router, tunnels, http, server, sessions: Arc::default() })
+        Arc::new(Self { router, tunnels, http, server, certs, sessions: Arc::default() })
     }
 
     /// Returns the open sessions of all frontends.
@@ -68,8 +71,9 @@ impl PostgresFrontend {
         &self.sessions
     }
 
-    /// Returns the TLS configuration for connections that end here.
-    pub fn tls(&self) -> &Arc<ServerConfig> {
+    /// Returns the TLS configuration for connections that end here, with the current CA of the user.
+    pub async fn tls(&self) -> &Arc<ServerConfig> {
+        self.certs.look().await;
         &self.server
     }
 
@@ -93,7 +97,7 @@ impl PostgresFrontend {
 
     /// Refuses a client that has begun with TLS.
     pub async fn refuse_greeted(&self, stream: BoxedIo, greeting: Greeting, refusal: &Refusal) {
-        refuse_greeted(stream, greeting.bytes, refusal, &self.server).await;
+        refuse_greeted(stream, greeting.bytes, refusal, self.tls().await).await;
     }
 
     /// Passes a CancelRequest on to the server of the session. `only`: target that the session must have.
@@ -173,7 +177,7 @@ impl PostgresFrontend {
             // The server speaks no TLS: end the client's TLS here.
             Ok(false) => {
                 let stream = ReadAhead::new(Prefixed::new(greeting.bytes, stream));
-                let accept = TlsAcceptor::from(self.server.clone()).accept(stream);
+                let accept = TlsAcceptor::from(self.tls().await.clone()).accept(stream);
                 match timeout(connection.place.limits().first_byte, accept).await {
                     Ok(Ok(mut client)) => {
                         let limit = connection.place.limits().first_byte;

@@ -99,7 +99,7 @@ impl SniFrontend {
             self.count();
             info!(connection = connection.id, peer = %connection.peer, error = refusal.message, "sni: refused");
             match is_postgres {
-                true => Box::pin(refuse_greeted(stream, hello, &refusal, self.postgres.tls())).await,
+                true => Box::pin(refuse_greeted(stream, hello, &refusal, self.postgres.tls().await)).await,
                 false => greeting::alert(&mut stream, alert).await,
             }
         }

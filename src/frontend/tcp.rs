@@ -170,7 +170,7 @@ impl TcpFrontend {
         database: Option<Database>,
         refusal: &Refusal,
     ) {
-        if !refusal::refuse(&mut client, received, database, refusal, self.postgres.tls()).await {
+        if !refusal::refuse(&mut client, received, database, refusal, self.postgres.tls().await).await {
             client.reset();
         }
     }

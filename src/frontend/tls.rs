@@ -66,7 +66,7 @@ impl TlsFrontend {
         let certs = Certs::following(trust::folder());
         let server = certs.clone().server_config(&[b"h2", b"http/1.1"])?;
         let of_postgres = certs.clone().server_config(&[postgres::ALPN])?;
-        let postgres = PostgresFrontend::new(router.clone(), tunnels.clone(), http.clone(), of_postgres);
+        let postgres = PostgresFrontend::new(router.clone(), tunnels.clone(), http.clone(), certs.clone(), of_postgres);
         Ok(Arc::new(Self { router, tunnels, http, postgres, certs, server, metrics }))
     }
 
@@ -97,6 +97,7 @@ impl TlsFrontend {
         if greeting.hello.alpn.iter().any(|protocol| protocol == postgres::ALPN) {
             return Box::pin(self.postgres.serve_greeted(stream, greeting, connection)).await;
         }
+        self.certs.look().await;
         let (hello, received) = (greeting.hello, greeting.bytes);
         match self.backend(&hello, &received, &connection).await {
             Some(passed) => pass_through(stream, passed, connection.socket).await,

@@ -5,9 +5,9 @@ use std::{
     collections::HashMap,
     fs, io,
     net::{Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use rcgen::{
@@ -19,6 +19,11 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer},
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
+};
+use tokio::{
+    sync::Mutex as AsyncMutex,
+    task::spawn_blocking,
+    time::{Instant, timeout_at},
 };
 use tracing::{info, warn};
 
@@ -43,9 +48,16 @@ const LONGEST_COMMON_NAME: usize = 64;
 /// Interval between checks whether the user's CA has changed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// Timeout for such a check: a home directory on the network may hang.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Certificates of this process, and the CAs that sign them.
 #[derive(Default)]
-pub struct Certs(Mutex<Minted>);
+pub struct Certs {
+    minted: Mutex<Minted>,
+    /// Held by the thread that looks at the user's CA.
+    looking: Arc<AsyncMutex<()>>,
+}
 
 #[derive(Default)]
 struct Minted {
@@ -61,6 +73,7 @@ struct Minted {
 struct Trusted {
     /// `None`: adit uses no CA of the user.
     folder: Option<PathBuf>,
+    /// When the last check began.
     looked: Option<Instant>,
     modified: Option<SystemTime>,
     authority: Option<(trust::Authority, Authority)>,
@@ -88,25 +101,70 @@ impl Certs {
     /// Uses the CA in a folder, which may appear, change and disappear.
     pub fn following(folder: Option<PathBuf>) -> Arc<Self> {
         let trusted = Trusted { folder, ..Trusted::default() };
-        Arc::new(Self(Mutex::new(Minted { trusted, ..Minted::default() })))
+        Arc::new(Self { minted: Mutex::new(Minted { trusted, ..Minted::default() }), ..Self::default() })
+    }
+
+    /// Loads the user's CA again if it has changed or gone. Call it before each connection. While the file system does not answer,
+    /// the CA stays, and connections wait for one check together.
+    pub async fn look(self: &Arc<Self>) {
+        let began = {
+            let mut minted = self.lock();
+            let Trusted { folder: Some(folder), looked, modified, .. } = &mut minted.trusted else { return };
+            match looked.filter(|looked| looked.elapsed() < LOOK_EVERY) {
+                Some(looked) => looked,
+                None => match self.looking.clone().try_lock_owned() {
+                    Ok(looking) => {
+                        let (certs, folder, modified) = (self.clone(), folder.clone(), *modified);
+                        spawn_blocking(move || {
+                            certs.load(&folder, modified);
+                            drop(looking);
+                        });
+                        *looked.insert(Instant::now())
+                    }
+                    Err(_) => looked.unwrap_or_else(Instant::now),
+                },
+            }
+        };
+        let _ = timeout_at(began + LOOK_TIMEOUT, self.looking.lock()).await;
+    }
+
+    /// Loads the user's CA if it is not the one of `last`. Blocks.
+    fn load(&self, folder: &Path, last: Option<SystemTime>) {
+        let modified = fs::metadata(folder.join("authority.json")).and_then(|file| file.modified()).ok();
+        if modified == last {
+            return;
+        }
+        let read = || -> Result<Option<_>, MintError> {
+            let Some(trusted) = trust::Authority::load(folder)? else { return Ok(None) };
+            let (issuer, certificate) = (trusted.issuer()?, trusted.issuing().clone());
+            Ok(Some((trusted, Authority { issuer, certificate, key: KeyPair::generate()? })))
+        };
+        let authority = read().unwrap_or_else(|error| {
+            warn!(%error, "the CA of 'adit trust' cannot be used: run 'adit trust install' to replace it");
+            None
+        });
+        if let Some((trusted, _)) = &authority {
+            info!(ca = trusted.name(), "certificates are signed by the CA of 'adit trust'");
+        }
+        let mut minted = self.lock();
+        (minted.trusted.modified, minted.trusted.authority) = (modified, authority);
+        minted.certificates.clear();
     }
 
     /// Returns whether the user's CA vouches for a name.
     pub fn vouches_for(&self, name: &str) -> bool {
-        let mut minted = self.lock();
-        minted.look();
+        let minted = self.lock();
         minted.trusted.authority.as_ref().is_some_and(|(trusted, _)| trusted.permits(name))
     }
 
     fn lock(&self) -> MutexGuard<'_, Minted> {
-        self.0.lock().expect("no panic while the lock is held")
+        self.minted.lock().expect("no panic while the lock is held")
     }
 
     /// Returns the certificate for a name, which must be a valid DNS name.
     fn get(&self, name: &str) -> Result<Arc<CertifiedKey>, MintError> {
         let now = SystemTime::now();
         let mut minted = self.lock();
-        minted.look();
         let Minted { authority, trusted, certificates } = &mut *minted;
         // If the clock was set back, the age is an error, and adit mints another certificate.
         let is_young = |since: &SystemTime| now.duration_since(*since).is_ok_and(|age| age < VALID - RENEW_BEFORE);
@@ -127,35 +185,6 @@ impl Certs {
         }
         certificates.insert(name.to_owned(), (now, certificate.clone()));
         Ok(certificate)
-    }
-}
-
-impl Minted {
-    /// Loads the user's CA again if it has changed or gone.
-    fn look(&mut self) {
-        let Trusted { folder: Some(folder), looked, modified, authority } = &mut self.trusted else { return };
-        if looked.is_some_and(|looked| looked.elapsed() < LOOK_EVERY) {
-            return;
-        }
-        *looked = Some(Instant::now());
-        let now = fs::metadata(folder.join("authority.json")).and_then(|file| file.modified()).ok();
-        if *modified == now {
-            return;
-        }
-        *modified = now;
-        let read = || -> Result<Option<_>, MintError> {
-            let Some(trusted) = trust::Authority::load(folder)? else { return Ok(None) };
-            let (issuer, certificate) = (trusted.issuer()?, trusted.issuing().clone());
-            Ok(Some((trusted, Authority { issuer, certificate, key: KeyPair::generate()? })))
-        };
-        *authority = read().unwrap_or_else(|error| {
-            warn!(%error, "the CA of 'adit trust' cannot be used: run 'adit trust install' to replace it");
-            None
-        });
-        if let Some((trusted, _)) = authority {
-            info!(ca = trusted.name(), "certificates are signed by the CA of 'adit trust'");
-        }
-        self.certificates.clear();
     }
 }
 
@@ -221,22 +250,45 @@ impl ResolvesServerCert for Resolver {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_authority_of_the_user_signs_what_it_vouches_for() {
+    #[tokio::test]
+    async fn the_authority_of_the_user_signs_what_it_vouches_for() {
         let home = tempfile::tempdir().unwrap();
         let certs = Certs::following(Some(home.path().to_owned()));
-        let issuer = |name: &str| {
-            certs.0.lock().unwrap().trusted.looked = None;
+        let issuer = async |name: &str| {
+            certs.lock().trusted.looked = None;
+            certs.look().await;
             certs.get(name).unwrap().cert[1].clone()
         };
-        let of_process = issuer("web.shop.localhost");
+        let of_process = issuer("web.shop.localhost").await;
         assert!(!certs.vouches_for("web.shop.localhost"));
         let authority = trust::Authority::create(home.path(), "ana at laptop", &[]).unwrap();
-        assert_eq!(issuer("web.shop.localhost"), *authority.issuing());
+        assert_eq!(issuer("web.shop.localhost").await, *authority.issuing());
         assert!(certs.vouches_for("web.shop.localhost") && !certs.vouches_for("example.com"));
-        assert_eq!(issuer("example.com"), of_process);
+        assert_eq!(issuer("example.com").await, of_process);
         authority.remove().unwrap();
-        assert_eq!(issuer("web.shop.localhost"), of_process);
+        assert_eq!(issuer("web.shop.localhost").await, of_process);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_folder_that_hangs_delays_connections_for_one_second_at_most() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let home = tempfile::tempdir().unwrap();
+        // Nobody writes to the pipe: to open it for reading blocks.
+        let file = home.path().join("authority.json");
+        mknodat(CWD, &file, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let certs = Certs::following(Some(home.path().to_owned()));
+        let began = Instant::now();
+        certs.look().await;
+        assert!(began.elapsed() >= LOOK_TIMEOUT);
+        let began = Instant::now();
+        for _ in 0..5 {
+            certs.look().await;
+            certs.get("web.shop.localhost").unwrap();
+        }
+        assert!(began.elapsed() < LOOK_TIMEOUT);
+        // Let the threads go on, so that the runtime ends. To open a pipe for both never blocks.
+        fs::OpenOptions::new().read(true).write(true).open(&file).unwrap();
     }
 
     #[test]
@@ -282,7 +334,7 @@ mod tests {
         for (age, is_kept) in
             [(VALID - RENEW_BEFORE - Duration::from_secs(60), true), (VALID - Duration::from_secs(60), false)]
         {
-            certs.0.lock().unwrap().certificates.get_mut("a.localhost").unwrap().0 = SystemTime::now() - age;
+            certs.lock().certificates.get_mut("a.localhost").unwrap().0 = SystemTime::now() - age;
             assert_eq!(Arc::ptr_eq(&first, &certs.get("a.localhost").unwrap()), is_kept, "{age:?}");
         }
     }
@@ -305,6 +357,6 @@ mod tests {
         for number in 0..MOST {
             certs.get(&format!("{number}.localhost")).unwrap();
         }
-        assert!(certs.0.lock().unwrap().certificates.len() <= MOST);
+        assert!(certs.lock().certificates.len() <= MOST);
     }
 }

@@ -77,7 +77,7 @@ impl Upstreams {
             }
             None => self.http1(Box::new(stream), heard).await?,
             Some((name, tls)) => {
-                let config = self.tls.config(tls, way.is_upgrade() || key.is_http1);
+                let config = self.tls.config(tls, way.is_upgrade() || key.is_http1).await;
                 let config = config.map_err(|error| Unopened::unreached(RequestError::TlsFile(error)))?;
                 let connector = TlsConnector::from(config);
                 let stream = match handshake(connector, name, stream, &heard, is_known).await {
