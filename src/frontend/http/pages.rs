@@ -231,6 +231,11 @@ fn of_request(error: &RequestError, host: &str, route: &Route, lease: &Lease) ->
                 ..Page::new(StatusCode::BAD_GATEWAY, ErrorCode::WrongScheme, format!("{} speaks {name}", route.target))
             }
         }
+        (RequestError::OnlyHttp2, None) => Page {
+            cause: Some(describe(error)),
+            hint: Some("let the server accept HTTP/1.1 on this port too".to_owned()),
+            ..Page::new(StatusCode::BAD_GATEWAY, ErrorCode::NoSwitch, format!("{} does not switch", route.target))
+        },
         (_, None) => Page {
             cause: Some(describe(error)),
             // It recognises databases and other servers, and prints the command for them.
@@ -250,6 +255,7 @@ pub fn describe(error: &RequestError) -> String {
         RequestError::Tls(error) => of_tls(error),
         RequestError::Client(cause) => format!("the request's body is not complete: {cause}"),
         RequestError::NotHttp2 => "it does not speak HTTP/2".to_owned(),
+        RequestError::OnlyHttp2 => "it speaks only HTTP/2, and adit sends WebSockets over HTTP/1.1".to_owned(),
         RequestError::WrongScheme { spoke, speaks, .. } => {
             format!("adit sent {}, the backend answered {}", protocol::name(*spoke), protocol::name(*speaks))
         }

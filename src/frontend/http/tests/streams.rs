@@ -354,3 +354,20 @@ async fn clients_that_leave_at_once_do_not_end_the_connection_of_others_to_the_p
     let answer = timeout(PATIENCE, sender.send(asking())).await.expect("an answer");
     assert_eq!(answer.map_err(|(error, _)| error).unwrap().status(), StatusCode::OK);
 }
+
+#[tokio::test]
+async fn a_websocket_to_a_backend_of_http2_alone_gets_an_error_that_says_so() {
+    let over_tls = || -> Serve {
+        Box::new(|pod, stream| {
+            let acceptor = TlsAcceptor::from(pod.certs.clone().server_config(&[b"h2"]).unwrap());
+            tokio::spawn(async move { acceptor.accept(stream).await.is_ok() });
+        })
+    };
+    for world in [World::new(Scheme::H2c, show_headers), World::over(Scheme::Https, over_tls())] {
+        let head = "GET /ws HTTP/1.1\r\nHost: web.localhost\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\
+                    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        let answer = world.exchange(head).await;
+        assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("x-adit-error: no-switch"), "{answer}");
+        assert!(answer.contains("it speaks only HTTP/2"), "{answer}");
+    }
+}

@@ -114,7 +114,7 @@ impl<'a> Delivery<'a> {
                 Err(unopened) => Box::pin(self.unopened(unopened)).await,
             };
             if let Next::Break(over) = next {
-                return over;
+                return over.map_err(|error| if self.way.is_upgrade() { error.over_http1_alone() } else { error });
             }
         }
     }
