@@ -87,6 +87,14 @@ async fn a_service_without_a_ready_pod_says_why() {
         body.contains("0 of 1 pods ready (broken-7c4: CrashLoopBackOff)") && body.contains("get pods -l app=broken"),
         "{body}"
     );
+    // A reload is a GET: it would replace a form that was posted.
+    for (method, reloads) in [("GET", true), ("POST", false)] {
+        let ask = format!(
+            "{method} / HTTP/1.1\r\nHost: broken.shop.localhost\r\nAccept: text/html\r\nConnection: close\r\n\r\n"
+        );
+        let (status, page) = app.request(&ask).await;
+        assert_eq!((status, page.contains("http-equiv=\"refresh\"")), (503, reloads), "{method}: {page}");
+    }
     app.finish().await;
 }
 

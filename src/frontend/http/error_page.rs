@@ -313,8 +313,10 @@ impl Page {
             (_, true) => "adit looks again by itself".to_owned(),
             (status, false) => format!("adit &middot; {} {}", status.as_u16(), self.code),
         };
-        let reload = |after: u16| format!("<meta http-equiv=\"refresh\" content=\"{after}\">");
-        let refresh = self.reloads.then(|| reload(RELOAD_AFTER)).unwrap_or_default();
+        let refresh = match self.reloads {
+            true => format!("<meta http-equiv=\"refresh\" content=\"{RELOAD_AFTER}\">"),
+            false => String::new(),
+        };
         format!(
             "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">{refresh}\
              <title>{}</title><style>{STYLE}</style></head><body>{body}<footer>{footer}</footer></body></html>\n",
