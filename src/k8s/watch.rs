@@ -10,7 +10,10 @@ use kube::{
     api::{ListParams, WatchEvent, WatchParams},
 };
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::{
+    select,
+    time::{Instant, sleep, timeout_at},
+};
 use tracing::{debug, warn};
 
 use self::backoff::Backoff;
@@ -67,7 +70,7 @@ pub async fn follow(cluster: &Cluster, namespace: &Namespace, source: Source, te
 
 /// Computes the reachable pods from the watched objects.
 trait Reader<K>: Sync {
-    /// Returns `None` if the pods cannot be determined now. The next change tries again.
+    /// Returns `None` if the pods cannot be determined now.
     fn read(&self, all: &BTreeMap<String, K>) -> impl Future<Output = Option<Reachable>> + Send;
 }
 
@@ -155,6 +158,28 @@ impl Selection {
     }
 }
 
+/// Copy of the watched objects.
+struct Copied<K> {
+    all: BTreeMap<String, K>,
+    /// Whether the pods were not determined since the last change.
+    is_due: bool,
+}
+
+impl<K> Copied<K> {
+    fn change(&mut self) -> &mut BTreeMap<String, K> {
+        self.is_due = true;
+        &mut self.all
+    }
+
+    /// Determines the pods. If that fails, or the future is dropped, it stays due.
+    async fn read(&mut self, reader: &impl Reader<K>, tell: &(impl Fn(Reachable) + Sync)) {
+        if let Some(reachable) = reader.read(&self.all).await {
+            self.is_due = false;
+            tell(reachable);
+        }
+    }
+}
+
 /// Keeps a copy of the objects of the API server. `known`: the listed objects, and their version.
 async fn objects<K>(
     cluster: &Cluster,
@@ -177,7 +202,7 @@ async fn objects<K>(
     let by_name = |objects: Vec<K>| -> BTreeMap<String, K> {
         objects.into_iter().filter_map(|object| Some((object.meta().name.clone()?, object))).collect()
     };
-    let (mut all, mut version) = (by_name(known.0), known.1);
+    let (mut copied, mut version) = (Copied { all: by_name(known.0), is_due: false }, known.1);
     let list = || async {
         match cluster.ask("listing what is watched", namespace, api.list(&selection.list)).await {
             Ok(listed) => Some((listed.metadata.resource_version.unwrap_or_default(), by_name(listed.items))),
@@ -196,11 +221,11 @@ async fn objects<K>(
                 sleep(backoff.next()).await;
                 continue;
             };
-            (version, all) = listed;
-            reader.read(&all).await.into_iter().for_each(tell);
+            (version, *copied.change()) = listed;
+            copied.read(reader, tell).await;
         }
         let started = Instant::now();
-        match one_watch(&api, &selection.watch, &mut version, &mut all, &list, reader, tell).await {
+        match one_watch(&api, &selection.watch, &mut version, &mut copied, &list, reader, tell).await {
             Ok(Ended::InTime) => {}
             Ok(Ended::TooOld | Ended::Silent) => version.clear(),
             Err(kube::Error::Api(status)) if status.code == 403 => {
@@ -231,7 +256,7 @@ async fn one_watch<K, L>(
     api: &Api<K>,
     params: &WatchParams,
     version: &mut String,
-    all: &mut BTreeMap<String, K>,
+    copied: &mut Copied<K>,
     list: &impl Fn() -> L,
     reader: &impl Reader<K>,
     tell: &(impl Fn(Reachable) + Sync),
@@ -243,38 +268,54 @@ where
     let end = Instant::now() + Duration::from_secs(WATCH_SECONDS.into()) + LATE;
     let since = version.clone();
     let mut answer = std::pin::pin!(api.watch(params, &since));
-    let events = loop {
-        match timeout(UNANSWERED, &mut answer).await {
-            Ok(events) => break events,
-            Err(_) if Instant::now() >= end => return Ok(Ended::Silent),
+    // The lists run beside the watch: it may own the lock of the connector, which they need (see `OneAtATime`).
+    let lists = async {
+        loop {
+            sleep(UNANSWERED).await;
+            if Instant::now() >= end {
+                break;
+            }
             // The version stays: the watch may still begin, with the events since then.
-            Err(_) => {
-                if let Some((_, listed)) = list().await {
-                    *all = listed;
-                    reader.read(all).await.into_iter().for_each(tell);
-                }
+            if let Some((_, listed)) = list().await {
+                *copied.change() = listed;
+            }
+            if copied.is_due {
+                copied.read(reader, tell).await;
             }
         }
+    };
+    let events = select! {
+        biased;
+        events = &mut answer => events,
+        () = lists => return Ok(Ended::Silent),
     };
     let events = match events {
         Err(kube::Error::Api(status)) if status.code == GONE => return Ok(Ended::TooOld),
         events => events?,
     };
     futures::pin_mut!(events);
+    let mut retries = Backoff::default();
     loop {
-        let Ok(event) = timeout_at(end, events.try_next()).await else { return Ok(Ended::Silent) };
+        let event = select! {
+            event = timeout_at(end, events.try_next()) => event,
+            () = sleep(retries.next()), if copied.is_due => {
+                copied.read(reader, tell).await;
+                continue;
+            }
+        };
+        let Ok(event) = event else { return Ok(Ended::Silent) };
         match event? {
             None => return Ok(Ended::InTime),
             Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
                 take_version(version, object.meta().resource_version.as_ref());
                 if let Some(name) = object.meta().name.clone() {
-                    all.insert(name, object);
+                    copied.change().insert(name, object);
                 }
             }
             Some(WatchEvent::Deleted(object)) => {
                 take_version(version, object.meta().resource_version.as_ref());
                 if let Some(name) = &object.meta().name {
-                    all.remove(name);
+                    copied.change().remove(name);
                 }
             }
             // A bookmark is not a change. It keeps the version of a quiet Service recent enough for the server.
@@ -285,7 +326,8 @@ where
             Some(WatchEvent::Error(status)) if status.code == GONE => return Ok(Ended::TooOld),
             Some(WatchEvent::Error(status)) => return Err(kube::Error::Api(status)),
         }
-        reader.read(all).await.into_iter().for_each(tell);
+        copied.read(reader, tell).await;
+        retries = Backoff::default();
     }
 }
 
@@ -302,11 +344,49 @@ mod tests {
         atomic::{AtomicUsize, Ordering},
     };
 
+    use futures::StreamExt;
     use http::{Request, Response};
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
     use kube::client::Body;
     use serde_json::json;
+    use tokio::time::timeout;
 
     use super::*;
+
+    fn nothing() -> Copied<Pod> {
+        Copied { all: BTreeMap::new(), is_due: false }
+    }
+
+    /// Fails the first times.
+    struct Failing(AtomicUsize);
+
+    impl Reader<Pod> for Failing {
+        async fn read(&self, _: &BTreeMap<String, Pod>) -> Option<Reachable> {
+            let left = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+            left.is_err().then(Reachable::default)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_that_cannot_be_looked_up_after_a_change_are_looked_up_again() {
+        let server = tower::service_fn(|_: Request<Body>| async {
+            let event = json!({"type": "MODIFIED", "object": {"metadata": {"name": "web-a1", "resourceVersion": "8"}}});
+            let event = futures::stream::iter([Ok::<_, std::convert::Infallible>(format!("{event}\n"))]);
+            let frames = event.chain(futures::stream::pending()).map_ok(|event| Frame::data(event.into()));
+            Ok::<_, std::convert::Infallible>(Response::new(StreamBody::new(frames)))
+        });
+        let api: Api<Pod> = Api::default_namespaced(kube::Client::new(server, "shop"));
+        let (mut version, mut copied, params) = ("7".to_owned(), nothing(), WatchParams::default());
+        let (told, reader) = (AtomicUsize::new(0), Failing(AtomicUsize::new(3)));
+        let tell = |_| {
+            told.fetch_add(1, Ordering::Relaxed);
+        };
+        let list = || async { None };
+        let watch = one_watch(&api, &params, &mut version, &mut copied, &list, &reader, &tell);
+        assert!(timeout(Duration::from_secs(5), watch).await.is_err());
+        assert_eq!(told.into_inner(), 1);
+    }
 
     /// Follows one watch at an API server that sends the response head after `delay`, with the first event. Returns how
     /// the watch ended, its version, and the numbers of watches, lists and changes.
@@ -326,7 +406,7 @@ mod tests {
             }
         });
         let api: Api<Pod> = Api::default_namespaced(kube::Client::new(server, "shop"));
-        let (mut version, mut all) = ("7".to_owned(), BTreeMap::new());
+        let (mut version, mut copied) = ("7".to_owned(), nothing());
         let list = || async {
             count(&lists);
             Some(("9".to_owned(), BTreeMap::new()))
@@ -336,7 +416,7 @@ mod tests {
         };
         let params = WatchParams::default().timeout(WATCH_SECONDS);
         let reader = Named { container_port: 80 };
-        let ended = one_watch(&api, &params, &mut version, &mut all, &list, &reader, &tell).await;
+        let ended = one_watch(&api, &params, &mut version, &mut copied, &list, &reader, &tell).await;
         (ended.unwrap(), version, [watches, lists, changes].map(|counter| counter.load(Ordering::Relaxed)))
     }
 
@@ -345,6 +425,34 @@ mod tests {
         let (ended, version, [watches, lists, changes]) = watched(Duration::from_secs(35)).await;
         assert!(matches!(ended, Ended::InTime));
         assert_eq!((version.as_str(), watches, lists, changes), ("8", 1, 3, 4), "each list, and the event");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_uses_the_connection_that_the_watch_opens() {
+        // As in `OneAtATime`: the watch has the lock while it connects, and the list waits for it.
+        let connecting = Arc::new(tokio::sync::Mutex::new(()));
+        let of_watch = connecting.clone();
+        let server = tower::service_fn(move |_: Request<Body>| {
+            let connecting = of_watch.clone();
+            async move {
+                let lock = connecting.lock().await;
+                sleep(Duration::from_secs(12)).await;
+                drop(lock);
+                std::future::pending::<Result<Response<Body>, std::convert::Infallible>>().await
+            }
+        });
+        let api: Api<Pod> = Api::default_namespaced(kube::Client::new(server, "shop"));
+        let lists = AtomicUsize::new(0);
+        let list = || async {
+            drop(connecting.lock().await);
+            lists.fetch_add(1, Ordering::Relaxed);
+            Some(("9".to_owned(), BTreeMap::new()))
+        };
+        let (mut version, mut copied, params) = ("7".to_owned(), nothing(), WatchParams::default());
+        let reader = Named { container_port: 80 };
+        let watch = one_watch(&api, &params, &mut version, &mut copied, &list, &reader, &|_| {});
+        assert!(timeout(Duration::from_secs(13), watch).await.is_err());
+        assert_eq!(lists.into_inner(), 1);
     }
 
     #[tokio::test(start_paused = true)]
