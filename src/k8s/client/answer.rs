@@ -123,10 +123,13 @@ pub fn redirected<B>(request: &Uri, response: &Response<B>) -> Option<Uri> {
     (is_same && !has_user).then_some(target)
 }
 
+/// Shortest pause before a retry. `Retry-After: 0` would repeat the request at once, without end.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+
 /// Returns the pause before a retry that an answer asks for, as client-go does for 429 and 5xx.
 pub fn pause<B>(response: &Response<B>) -> Option<Duration> {
     let is_busy = response.status().as_u16() == 429 || response.status().is_server_error();
-    seconds(response.headers()).filter(|_| is_busy)
+    seconds(response.headers()).filter(|_| is_busy).map(|pause| pause.max(SHORTEST_PAUSE))
 }
 
 fn seconds(headers: &HeaderMap) -> Option<Duration> {
@@ -197,6 +200,7 @@ mod tests {
     fn only_busy_servers_are_waited_for() {
         assert_eq!(pause(&response(429, header::RETRY_AFTER, "3")), Some(Duration::from_secs(3)));
         assert_eq!(pause(&response(503, header::RETRY_AFTER, "1")), Some(Duration::from_secs(1)));
+        assert_eq!(pause(&response(429, header::RETRY_AFTER, "0")), Some(Duration::from_secs(1)), "not at once");
         assert_eq!(pause(&response(200, header::RETRY_AFTER, "1")), None);
         assert_eq!(pause(&response(429, header::RETRY_AFTER, "soon")), None);
     }
