@@ -31,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct TokenFile {
     path: PathBuf,
+    /// Token of the kubeconfig, used until the file has one.
+    otherwise: Option<HeaderValue>,
     identity: Option<Arc<CertifiedKey>>,
     last: Arc<Mutex<Last>>,
     /// Locked during a read, so that a stalled mount costs one thread.
@@ -44,24 +46,21 @@ struct Last {
 
 impl Hash for TokenFile {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (&self.path, chain(self.identity.as_ref())).hash(state);
+        (&self.path, &self.otherwise, chain(self.identity.as_ref())).hash(state);
     }
 }
 
 impl TokenFile {
-    /// Reads the file. `otherwise`: the token of the kubeconfig, used until the file has one. Blocks.
+    /// Reads the file. `otherwise`: the token of the kubeconfig. Blocks.
     ///
     /// # Errors
     /// Fails if there is no token, or if it has characters that HTTP does not allow.
     pub fn open(path: PathBuf, otherwise: Option<&str>, identity: Option<Arc<CertifiedKey>>) -> io::Result<Self> {
-        let header = match (read(&path), otherwise) {
-            (Ok(header), _) => header,
-            (Err(_), Some(token)) => bearer(token)?,
-            (Err(error), None) => return Err(error),
-        };
+        let otherwise = otherwise.map(bearer).transpose()?;
+        let header = read(&path).or_else(|error| otherwise.clone().ok_or(error))?;
         let credential = Arc::new(Credential::new(Some(header), identity.clone()));
         let last = Arc::new(Mutex::new(Last { credential, read: Instant::now() }));
-        Ok(Self { path, identity, last, reading: Arc::default() })
+        Ok(Self { path, otherwise, identity, last, reading: Arc::default() })
     }
 
     /// Returns the credential with the token. Reads the file again each minute.
@@ -154,6 +153,17 @@ mod tests {
         assert_eq!(open(Some("inline")).unwrap(), "Bearer fresh");
         fs::write(&path, "two\nlines").unwrap();
         assert!(open(None).unwrap_err().to_string().contains("line end"));
+    }
+
+    #[test]
+    fn another_token_of_the_kubeconfig_is_another_login() {
+        let of = |token: &str| {
+            let mut hasher = std::hash::DefaultHasher::new();
+            TokenFile::open("/no/such".into(), Some(token), None).unwrap().hash(&mut hasher);
+            hasher.finish()
+        };
+        assert_eq!(of("a"), of("a"));
+        assert_ne!(of("a"), of("b"));
     }
 
     #[tokio::test]
