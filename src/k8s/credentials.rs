@@ -7,7 +7,7 @@ pub mod token_file;
 
 use std::{
     hash::{Hash, Hasher},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, Weak},
 };
 
 use http::{HeaderMap, header::AUTHORIZATION};
@@ -66,11 +66,23 @@ pub struct User {
     method: Method,
     /// Headers for every request. An Authorization header here replaces that of the credential.
     fixed: HeaderMap,
+    verdict: Arc<Mutex<ClusterVerdict>>,
+}
+
+/// Verdict of one cluster on the credentials of a sign-in, which several clusters may share.
+#[derive(Default)]
+enum ClusterVerdict {
+    #[default]
+    None,
+    /// It has accepted this one.
+    Accepts(Weak<Credential>),
+    /// It has refused one that another cluster accepts, so a new one would not help.
+    Refuses,
 }
 
 impl User {
     pub fn new(method: Method, fixed: HeaderMap) -> Self {
-        Self { method, fixed }
+        Self { method, fixed, verdict: Arc::default() }
     }
 
     /// Returns the sign-in that issues the credential, if there is one.
@@ -124,10 +136,10 @@ impl User {
     }
 
     /// Records that an API server has accepted a credential.
-    pub fn accepted(&self, credential: &Credential) {
-        if credential.accept()
-            && let Method::SignIn(sign_in) = &self.method
-        {
+    pub fn accepted(&self, credential: &Arc<Credential>) {
+        let Method::SignIn(sign_in) = &self.method else { return };
+        *self.verdict() = ClusterVerdict::Accepts(Arc::downgrade(credential));
+        if credential.accept() {
             sign_in.accepted();
         }
     }
@@ -139,10 +151,32 @@ impl User {
             Method::Fixed(_) => false,
             Method::TokenFile(file) => file.renew(credential).await,
             Method::SignIn(sign_in) => {
-                sign_in.refused(credential);
-                true
+                let is_replaced = sign_in.present().is_some_and(|present| !Arc::ptr_eq(&present, credential));
+                let ends = !is_replaced && self.ends(credential);
+                if ends {
+                    sign_in.refused(credential);
+                }
+                is_replaced || ends
             }
         }
+    }
+
+    /// Returns whether the refusal of a credential ends it for all clusters: this one has accepted it before, or none has.
+    fn ends(&self, refused: &Arc<Credential>) -> bool {
+        let mut verdict = self.verdict();
+        match &*verdict {
+            ClusterVerdict::Accepts(accepted) if accepted.as_ptr() == Arc::as_ptr(refused) => true,
+            ClusterVerdict::Refuses => false,
+            _ if refused.is_accepted() => {
+                *verdict = ClusterVerdict::Refuses;
+                false
+            }
+            _ => true,
+        }
+    }
+
+    fn verdict(&self) -> MutexGuard<'_, ClusterVerdict> {
+        self.verdict.lock().expect("no panic while the lock is held")
     }
 
     /// Returns the headers for a request with this credential.
@@ -175,8 +209,56 @@ impl<'a> Renewal<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::future::BoxFuture;
+
     use super::*;
-    use crate::k8s::credential::{basic, bearer};
+    use crate::k8s::{
+        credential::{basic, bearer},
+        sign_in::{Issuer, Say},
+    };
+
+    struct Counting(Arc<AtomicUsize>);
+
+    impl Issuer for Counting {
+        fn name(&self) -> String {
+            "'counting'".to_owned()
+        }
+
+        fn issue<'a>(&'a self, _: Say<'a>) -> BoxFuture<'a, Result<Credential, Failure>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async { Ok(Credential::default()) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cluster_that_refuses_a_sign_in_does_not_end_it_for_the_others() {
+        let (sign_ins, runs) = (SignIns::new(), Arc::new(AtomicUsize::new(0)));
+        let user = || {
+            let issuer = || Box::new(Counting(runs.clone())) as Box<dyn Issuer>;
+            User::new(Method::SignIn(sign_ins.get("key", "ana", issuer)), HeaderMap::new())
+        };
+        let (accepts, refuses) = (user(), user());
+        let first = accepts.credential().await.unwrap();
+        accepts.accepted(&first);
+        for _ in 0..5 {
+            let mut renewal = Renewal::new(&refuses);
+            while renewal.again(&refuses.credential().await.unwrap()).await {}
+        }
+        assert_eq!(runs.load(Ordering::Relaxed), 1);
+        assert!(Arc::ptr_eq(&first, &accepts.credential().await.unwrap()));
+        // It has expired for the cluster that accepted it, and so for both.
+        assert!(accepts.refused(&first).await);
+        let second = accepts.credential().await.unwrap();
+        assert!(!Arc::ptr_eq(&first, &second));
+        assert!(refuses.refused(&first).await, "the next one may be accepted");
+        // Not accepted by any cluster yet: the one that refuses all does not end it either.
+        assert!(!refuses.refused(&second).await);
+        refuses.accepted(&second);
+        assert!(refuses.refused(&second).await, "it was accepted here before");
+        assert!(!Arc::ptr_eq(&second, &refuses.credential().await.unwrap()));
+    }
 
     #[test]
     fn the_user_of_a_servers_url_comes_before_the_token() {
