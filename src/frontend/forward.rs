@@ -17,7 +17,6 @@ use tokio::{
 use super::{
     Connection,
     client_socket::ClientSocket,
-    http::HttpFrontend,
     join::join_while,
     noted,
     read_only::{ReadOnly, Unlocked},

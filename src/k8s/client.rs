@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
 use tracing::{debug, info};
 
+pub use self::failure::is_of_policy;
 use self::{
     authorize::Authorized,
     contact::Contact,

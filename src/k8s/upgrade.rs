@@ -279,6 +279,7 @@ impl Act<'_> {
         let pod = format!("{}/{}", self.namespace, self.pod);
         UpgradeError::Cluster(match failure {
             Failure::Cluster(error) => error,
+            Failure::Refused(_, refusal) if refusal.is_of_policy() => self.cluster.policy(&refusal.message),
             Failure::Refused(_, refusal) if refusal.status == 404 && refusal.is_of_kubernetes() => {
                 return UpgradeError::PodGone(refusal.message);
             }

@@ -11,6 +11,9 @@ use crate::{
     printable::printable,
 };
 
+/// Reason that kube gives to answers that are not a Status.
+const NO_STATUS: &str = "Failed to parse error data";
+
 /// Characters of a server's message that a user gets to see.
 const LONGEST_MESSAGE: usize = 500;
 
@@ -19,9 +22,11 @@ impl Cluster {
     pub(super) fn translate(&self, namespaces: Namespaces, error: kube::Error) -> ClusterError {
         let context = self.context.clone();
         match error {
-            // kube gives another reason to answers that are not a Status.
             kube::Error::Api(status) if status.code == 403 && status.reason == "Forbidden" => {
                 self.forbidden(&status.message, namespaces)
+            }
+            kube::Error::Api(status) if status.reason != NO_STATUS && is_of_policy(&status.message) => {
+                self.policy(&status.message)
             }
             kube::Error::Api(status) => self.refusal(status.code, &status.message, namespaces),
             kube::Error::Service(error) => match error.downcast::<NotSignedIn>() {
@@ -42,9 +47,14 @@ impl Cluster {
     /// Translates a 403 of an API server.
     pub fn forbidden(&self, message: &str, namespaces: impl Into<Namespaces>) -> ClusterError {
         match self.refusal(403, message, namespaces) {
-            ClusterError::Protocol { context, .. } => ClusterError::Policy { context, reason: shown(message) },
+            ClusterError::Protocol { .. } => self.policy(message),
             error => error,
         }
+    }
+
+    /// Returns the error for a request that an admission policy denies.
+    pub fn policy(&self, message: &str) -> ClusterError {
+        ClusterError::Policy { context: self.context.clone(), reason: shown(message) }
     }
 
     /// Translates a status code and the message of a Status object.
@@ -141,9 +151,14 @@ fn is_tls_wanted(message: &str) -> bool {
 
 /// Returns whether a 404 is about a missing object. A 404 of a gateway, or for an unknown API path, is not.
 pub(super) fn is_about_object(status: &Status) -> bool {
-    // kube gives this reason to answers that are not a Status.
-    let is_read = status.reason != "Failed to parse error data";
+    let is_read = status.reason != NO_STATUS;
     status.code == 404 && is_read && !status.message.contains("could not find the requested resource")
+}
+
+/// Returns whether the message of a Status comes from an admission webhook or a ValidatingAdmissionPolicy. Their status
+/// is 400 and 422 by default, and may be any other.
+pub fn is_of_policy(message: &str) -> bool {
+    message.contains("denied the request") || message.contains("denied request:")
 }
 
 /// User, verb and resource in the message of a 403, such as `User "ana" cannot get resource "services" in API group ""

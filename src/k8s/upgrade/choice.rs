@@ -3,7 +3,7 @@
 //! | result of an attempt | meaning | next step |
 //! |---|---|---|
 //! | 101 to the requested transport | it works | use it, and remember it |
-//! | 401, 403, 404, 429, 5xx from Kubernetes; 429, 5xx with Retry-After | error of the user, the load or the pod: every transport would get it | report the error |
+//! | an admission policy denies it; 400 without a container; 401, 403, 404, 429, 5xx from Kubernetes; 429, 5xx with Retry-After | error of the user, the load or the pod: every transport would get it | report the error |
 //! | 403 with the name of a user | a missing permission | try a transport that needs another one |
 //! | any other status; 101 to another protocol; FIN or RST; no HTTP | a gateway does not pass this transport | try the next one |
 //! | no answer within [`patience`] | a gateway swallows this transport, or all is slow | try the next one in parallel: first answer wins |
@@ -96,13 +96,13 @@ pub fn patience(is_remembered: bool, attempts: usize) -> Duration {
 
 /// Returns the verdict on a status other than the expected 101.
 ///
-/// `is_of_kubernetes`: the answer comes from an API server or a kubelet, and a 404 is about the object. Gateways send
+/// `is_of_kubernetes`: the answer comes from an API server or a kubelet, and a 400 or 404 is about the object. Gateways send
 /// 502, 501 or even 401 for an unknown upgrade, and may accept another one. `is_denial`: the answer names the user and
 /// the verb.
 pub fn verdict(status: u16, is_of_kubernetes: bool, is_denial: bool) -> Verdict {
     match status {
         403 if is_denial => Verdict::Denied,
-        401 | 403 | 404 | 429 | 500..=599 if is_of_kubernetes => Verdict::Final,
+        400 | 401 | 403 | 404 | 429 | 500..=599 if is_of_kubernetes => Verdict::Final,
         _ => Verdict::Refused,
     }
 }

@@ -17,7 +17,10 @@ use tokio::{select, time::timeout};
 use super::choice::{self, Verdict};
 use crate::{
     io::{BoxedIo, upgraded::connection_of},
-    k8s::{client::Cluster, websocket::random_bytes},
+    k8s::{
+        client::{self, Cluster},
+        websocket::random_bytes,
+    },
     printable::printable,
     wire::websocket::accept_key,
 };
@@ -183,14 +186,24 @@ impl Refusal {
 
     /// Returns whether the user lacks a permission.
     pub fn is_denial(&self) -> bool {
-        self.status == 403 && self.message.contains("User \"")
+        self.status == 403 && !self.is_page() && self.message.contains("User \"")
+    }
+
+    /// Returns whether an admission policy denies the request.
+    pub fn is_of_policy(&self) -> bool {
+        self.is_status && client::is_of_policy(&self.message)
     }
 
     /// Returns whether the answer is from an API server or a kubelet, about a pod or a container. A virtual node without
-    /// such a path sends the 404 of its web server.
+    /// such a path sends the 404 of its web server, and the page of a gateway may have any word in it.
     pub fn is_of_kubernetes(&self) -> bool {
-        let knows = ["pod", "container"].iter().any(|word| self.message.contains(word));
+        let knows = !self.is_page() && ["pod", "container"].iter().any(|word| self.message.contains(word));
         knows || (self.is_status && !self.message.contains("could not find the requested resource"))
+    }
+
+    /// Returns whether the answer is a web page.
+    fn is_page(&self) -> bool {
+        self.message.starts_with('<')
     }
 
     /// Returns the answer as text: the status and its message.
@@ -202,12 +215,19 @@ impl Refusal {
     }
 
     pub fn verdict(&self) -> Verdict {
+        if self.is_of_policy() {
+            return Verdict::Final;
+        }
+        let is_of_server = self.is_status || self.has_audit_id;
         let is_of_kubernetes = match self.status {
+            // For an exec in a pod with several containers.
+            400 => self.is_status && self.message.contains("a container name must be specified"),
+            403 => is_of_server,
             404 => self.is_of_kubernetes(),
-            // The page of a gateway may have any word in it.
-            403 => self.is_status || self.has_audit_id,
             // A Retry-After is a deliberate answer to this request.
-            _ => self.is_status || self.has_audit_id || self.is_of_kubernetes() || self.retry_after.is_some(),
+            401 | 429 => is_of_server || self.retry_after.is_some(),
+            // The plain text of a kubelet or a container runtime passes through the API server.
+            _ => is_of_server || self.is_of_kubernetes() || self.retry_after.is_some(),
         };
         choice::verdict(self.status, is_of_kubernetes, self.is_denial())
     }
@@ -280,6 +300,33 @@ mod tests {
         assert_eq!(refusal(403, "<html>Forbidden for this pod</html>").verdict(), Verdict::Refused);
         let rbac = r#"{"kind": "Status", "message": "pods \"a\" is forbidden: User \"ana\" cannot get resource"}"#;
         assert_eq!(refusal(403, rbac).verdict(), Verdict::Denied);
+    }
+
+    #[test]
+    fn a_policy_denies_with_any_status() {
+        for (code, message) in [
+            (400, "admission webhook \"no.test\" denied the request: not here"),
+            (400, "admission webhook \"no.test\" denied the request without explanation"),
+            (422, "pods \"a\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: not here"),
+            (403, "admission webhook \"no.test\" denied the request: User \"ana\" has no ticket"),
+            (400, "a container name must be specified for pod a, choose one of: [b c]"),
+        ] {
+            let status = serde_json::json!({"kind": "Status", "message": message}).to_string();
+            assert_eq!(refusal(code, &status).verdict(), Verdict::Final, "{message}");
+            assert_eq!(refusal(code, &format!("<p>{message}")).verdict(), Verdict::Refused, "the page of a gateway");
+        }
+        let other = r#"{"kind": "Status", "message": "Upgrade request required"}"#;
+        assert_eq!(refusal(400, other).verdict(), Verdict::Refused);
+    }
+
+    #[test]
+    fn a_page_of_a_gateway_that_names_pods_and_containers_is_not_of_kubernetes() {
+        for code in [401, 404, 429, 500, 502, 503] {
+            let page = "<html><div class=\"container\">No pod is ready</div></html>";
+            assert_eq!(refusal(code, page).verdict(), Verdict::Refused, "{code}");
+        }
+        assert_eq!(refusal(401, "a portal in front of these pods").verdict(), Verdict::Refused);
+        assert_eq!(refusal(500, "container not found (\"web\")").verdict(), Verdict::Final, "a kubelet");
     }
 
     #[test]
