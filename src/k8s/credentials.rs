@@ -76,7 +76,7 @@ enum ClusterVerdict {
     None,
     /// It has accepted this one.
     Accepts(Weak<Credential>),
-    /// It has refused one that another cluster accepts, so a new one would not help.
+    /// It has refused one that another cluster accepts, and got a new one for it. No further one would help.
     Refuses,
 }
 
@@ -162,16 +162,18 @@ impl User {
     }
 
     /// Returns whether the refusal of a credential ends it for all clusters: this one has accepted it before, or none has.
+    /// One more is ended without that, because the cluster that accepted it may be this one before a change of its settings.
     fn ends(&self, refused: &Arc<Credential>) -> bool {
         let mut verdict = self.verdict();
         match &*verdict {
             ClusterVerdict::Accepts(accepted) if accepted.as_ptr() == Arc::as_ptr(refused) => true,
             ClusterVerdict::Refuses => false,
-            _ if refused.is_accepted() => {
-                *verdict = ClusterVerdict::Refuses;
-                false
+            _ => {
+                if refused.is_accepted() {
+                    *verdict = ClusterVerdict::Refuses;
+                }
+                true
             }
-            _ => true,
         }
     }
 
@@ -240,14 +242,14 @@ mod tests {
             User::new(Method::SignIn(sign_ins.get("key", "ana", issuer)), HeaderMap::new())
         };
         let (accepts, refuses) = (user(), user());
-        let first = accepts.credential().await.unwrap();
-        accepts.accepted(&first);
+        accepts.accepted(&accepts.credential().await.unwrap());
         for _ in 0..5 {
             let mut renewal = Renewal::new(&refuses);
             while renewal.again(&refuses.credential().await.unwrap()).await {}
         }
-        assert_eq!(runs.load(Ordering::Relaxed), 1);
-        assert!(Arc::ptr_eq(&first, &accepts.credential().await.unwrap()));
+        assert_eq!(runs.load(Ordering::Relaxed), 2, "a new one is tried once");
+        let first = accepts.credential().await.unwrap();
+        accepts.accepted(&first);
         // It has expired for the cluster that accepted it, and so for both.
         assert!(accepts.refused(&first).await);
         let second = accepts.credential().await.unwrap();
