@@ -187,6 +187,7 @@ impl Clusters {
             (Ok(None), None) => return Err(hangs(id)),
             (Err(hangs), None) => return Err(hangs),
         };
+        access.login.offer(&self.sign_ins);
         let keep = |made: &mut HashMap<ClusterId, Entry>, digest: u64| {
             let entry = made.get_mut(id).filter(|entry| entry.cluster.digest == digest)?;
             entry.files = files.clone();
@@ -500,6 +501,7 @@ pub enum AskError {
 mod tests {
     use std::fs;
 
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
     use serde_json::json;
 
     use super::*;
@@ -555,6 +557,56 @@ mod tests {
         let second = clusters.get(&id).await.unwrap();
         write("https://127.0.0.1:22", "rotated", "");
         assert!(!Arc::ptr_eq(&second, &clusters.get(&id).await.unwrap()) && second.replaced().is_cancelled());
+    }
+
+    /// Returns a kubeconfig with an OIDC user, and its ID token, which is valid for these hours.
+    fn with_oidc(hours: u64) -> (String, String) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let claims = URL_SAFE_NO_PAD.encode(format!("{{\"exp\": {}}}", now + hours * 3600));
+        let token = format!("e30.{claims}.c2ln");
+        let provider =
+            json!({"idp-issuer-url": "http://127.0.0.1:1", "client-id": "c", "id-token": token, "refresh-token": "r"});
+        let kubeconfig = json!({
+            "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+            "users": [{"name": "u", "user": {"auth-provider": {"name": "oidc", "config": provider}}}],
+            "contexts": [{"name": "one", "context": {"cluster": "c", "user": "u"}}],
+        });
+        (kubeconfig.to_string(), token)
+    }
+
+    #[tokio::test]
+    async fn a_new_sign_in_in_the_kubeconfig_is_used_before_the_old_one_expires() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        let id =
+            ClusterId { kubeconfig: Arc::new(KubeconfigPaths(vec![path.clone()])), context: "one".parse().unwrap() };
+        let clusters = Clusters::new(&[]);
+        let token = async || clusters.get(&id).await.unwrap().bearer_token().await.unwrap().unwrap();
+        let [(first, old), (second, new)] = [1, 2].map(with_oidc);
+        fs::write(&path, &first).unwrap();
+        assert_eq!(token().await, old);
+        fs::write(&path, second).unwrap();
+        assert_eq!(token().await, new);
+        fs::write(&path, first + "\n").unwrap();
+        assert_eq!(token().await, new, "a token that was used before is no new sign-in");
+    }
+
+    #[tokio::test]
+    async fn an_oidc_user_of_a_kubeconfig_from_a_pipe_signs_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let (kubeconfig, token) = with_oidc(1);
+        let writing = tokio::task::spawn_blocking({
+            let path = path.clone();
+            move || fs::write(path, kubeconfig)
+        });
+        let id = ClusterId { kubeconfig: Arc::new(KubeconfigPaths(vec![path])), context: "one".parse().unwrap() };
+        let clusters = Clusters::new(&[]);
+        let cluster = clusters.get(&id).await.unwrap();
+        writing.await.unwrap().unwrap();
+        let signed_in = timeout(Duration::from_secs(5), cluster.bearer_token()).await;
+        assert_eq!(signed_in.expect("no second read of the pipe").unwrap(), Some(token));
     }
 
     #[tokio::test]

@@ -39,6 +39,15 @@ impl Hash for Login {
 }
 
 impl Login {
+    /// Offers a newer ID token of the kubeconfig to the sign-in that uses an older one.
+    pub fn offer(&self, sign_ins: &SignIns) {
+        if let Self::Oidc(oidc) = self
+            && let Some(header) = oidc.offered()
+        {
+            sign_ins.offer(&oidc.identity(), &header);
+        }
+    }
+
     /// Returns the source of the credential. `user`: its name for messages.
     pub fn method(self, user: &str, sign_ins: &SignIns) -> Method {
         match self {

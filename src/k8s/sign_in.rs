@@ -16,6 +16,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
+use http::HeaderValue;
 use tokio::{
     sync::watch,
     time::{Instant, timeout},
@@ -101,6 +102,14 @@ impl SignIns {
         });
         made.insert(key.to_owned(), sign_in.clone());
         sign_in
+    }
+
+    /// Offers a credential that somebody has put into the kubeconfig to the sign-in for `key`, if there is one.
+    pub fn offer(&self, key: &str, header: &HeaderValue) {
+        let sign_in = self.made.lock().expect("no panic while the lock is held").get(key).cloned();
+        if let Some(sign_in) = sign_in {
+            sign_in.change(|state| state.offered(header));
+        }
     }
 
     /// Stops all sign-ins, now and later.

@@ -12,6 +12,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs,
     hash::{DefaultHasher, Hash, Hasher},
+    panic::resume_unwind,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
@@ -19,9 +20,10 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures::future::BoxFuture;
+use http::HeaderValue;
 use rustls::sign::CertifiedKey;
 use serde_json::json;
-use tokio::time::sleep;
+use tokio::{sync::Mutex as AsyncMutex, task::spawn_blocking, time::sleep};
 
 use self::provider::{Client, Tokens};
 use crate::{
@@ -76,11 +78,14 @@ pub struct Oidc {
     identity: Option<Arc<CertifiedKey>>,
     /// Key that identifies the user and its settings.
     key: String,
-    store: Box<dyn Store>,
+    /// Locked during a call, so that a file system that hangs costs one thread.
+    store: Arc<AsyncMutex<Box<dyn Store>>>,
+    /// ID token of the kubeconfig when it was loaded.
+    loaded: Option<String>,
     /// Last ID token. A second request for it means that a server has refused it.
     last: Mutex<Option<String>>,
-    /// Latest refresh token, if it could not be written.
-    unwritten: Mutex<Option<String>>,
+    /// Refresh token of the file, and the latest one, which could not be written. A new sign-in replaces both.
+    unwritten: Mutex<Option<(String, String)>>,
 }
 
 impl Oidc {
@@ -109,7 +114,8 @@ impl Oidc {
         let key = json!(["oidc", user, issuer, id, hasher.finish()]).to_string();
         let client = Client { id, secret, bundle: pem.map(bundle).transpose()? };
         let (last, unwritten) = (Mutex::default(), Mutex::default());
-        Ok(Self { issuer, client, identity, key, store, last, unwritten })
+        let (store, loaded) = (Arc::new(AsyncMutex::new(store)), value(settings, ID_TOKEN).map(str::to_owned));
+        Ok(Self { issuer, client, identity, key, store, loaded, last, unwritten })
     }
 
     /// Returns a key that identifies the sign-in: another secret or CA bundle needs another one.
@@ -117,8 +123,22 @@ impl Oidc {
         self.key.clone()
     }
 
+    /// Returns the header of the kubeconfig's ID token, if that is valid.
+    pub fn offered(&self) -> Option<HeaderValue> {
+        let token = self.loaded.as_deref()?;
+        let is_valid = id_token::expiry(token).is_ok_and(|expires| SystemTime::now() + MARGIN < expires);
+        bearer(token).ok().filter(|_| is_valid)
+    }
+
+    /// Calls the store on another thread. The call goes on if the caller stops waiting.
+    async fn stored<T: Send + 'static>(&self, call: impl FnOnce(&dyn Store) -> T + Send + 'static) -> T {
+        let store = self.store.clone().lock_owned().await;
+        let called = spawn_blocking(move || call(&**store)).await;
+        called.unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))
+    }
+
     async fn renew(&self, say: Say<'_>) -> Result<Credential, Failure> {
-        let settings = self.store.read().map_err(Failure::new)?;
+        let settings = self.stored(|store| store.read()).await.map_err(Failure::new)?;
         let last = self.last.lock().expect("no panic while the lock is held").clone();
         if let Some(token) = value(&settings, ID_TOKEN)
             && last.as_deref() != Some(token)
@@ -128,35 +148,47 @@ impl Oidc {
                 return self.issued(token, expires);
             }
         }
-        let unwritten = self.unwritten.lock().expect("no panic while the lock is held").clone();
-        let refresh = unwritten.or_else(|| value(&settings, REFRESH_TOKEN).map(str::to_owned));
-        let Some(refresh) = refresh else {
+        let Some(refresh) = self.refresh_token(&settings) else {
             let has =
                 if value(&settings, ID_TOKEN).is_some() { "its id-token has expired" } else { "it has no id-token" };
             return Err(of_user(format!("{has}, and there is no refresh-token")));
         };
         // Checked before the request: the provider may accept this refresh token only once.
         let cannot_write = |reason: String| of_user(format!("a renewed id-token could not be kept: {reason}"));
-        self.store.check(&[ID_TOKEN, REFRESH_TOKEN]).map_err(cannot_write)?;
+        self.stored(|store| store.check(&[ID_TOKEN, REFRESH_TOKEN])).await.map_err(cannot_write)?;
         let renewed = self.client.renew(&self.issuer, &refresh).await;
         let tokens = renewed.map_err(|reason| of_user(format!("the provider {} {reason}", self.issuer)))?;
         let expires = id_token::expiry(&tokens.id_token)
             .map_err(|reason| of_user(format!("the provider {} issued an id-token that {reason}", self.issuer)))?;
-        self.keep(&tokens, &refresh, say).await;
+        let in_file = value(&settings, REFRESH_TOKEN).unwrap_or_default();
+        self.keep(&tokens, &refresh, in_file, say).await;
         self.issued(&tokens.id_token, expires)
     }
 
-    /// Writes the tokens. If that fails, they are valid only until adit ends.
-    async fn keep(&self, tokens: &Tokens, before: &str, say: Say<'_>) {
-        let refresh = tokens.refresh_token.as_deref().unwrap_or(before);
-        let mut values = vec![(ID_TOKEN, tokens.id_token.as_str())];
-        if refresh != before || self.unwritten.lock().expect("no panic while the lock is held").is_some() {
-            values.push((REFRESH_TOKEN, refresh));
+    fn refresh_token(&self, settings: &Settings) -> Option<String> {
+        let in_file = value(settings, REFRESH_TOKEN)?;
+        let unwritten = self.unwritten.lock().expect("no panic while the lock is held").clone();
+        let latest = unwritten.filter(|(before, _)| before == in_file).map(|(_, latest)| latest);
+        Some(latest.unwrap_or_else(|| in_file.to_owned()))
+    }
+
+    /// Writes the tokens. If that fails, they are valid only until adit ends. `used`, `in_file`: refresh tokens.
+    async fn keep(&self, tokens: &Tokens, used: &str, in_file: &str, say: Say<'_>) {
+        let refresh = tokens.refresh_token.as_deref().unwrap_or(used).to_owned();
+        let mut values = vec![(ID_TOKEN, tokens.id_token.clone())];
+        if refresh != in_file {
+            values.push((REFRESH_TOKEN, refresh.clone()));
         }
-        *self.unwritten.lock().expect("no panic while the lock is held") = Some(refresh.to_owned());
+        *self.unwritten.lock().expect("no panic while the lock is held") = Some((in_file.to_owned(), refresh));
         let mut written = Ok(());
         for _ in 0..WRITES {
-            written = self.store.write(&values);
+            let values = values.clone();
+            written = self
+                .stored(move |store| {
+                    let values: Vec<_> = values.iter().map(|(key, value)| (*key, value.as_str())).collect();
+                    store.write(&values)
+                })
+                .await;
             if written.is_ok() {
                 *self.unwritten.lock().expect("no panic while the lock is held") = None;
                 return;
@@ -282,6 +314,46 @@ mod tests {
         );
         let odd = failure(&oidc(&[(ID_TOKEN, "abc"), (REFRESH_TOKEN, "r")], Ok(()))).await.reason;
         assert_eq!(odd, "its id-token is not a JSON Web Token");
+    }
+
+    #[tokio::test]
+    async fn a_new_sign_in_replaces_a_refresh_token_that_was_not_written() {
+        let tokens = Tokens { id_token: token(3600), refresh_token: Some("rotated".to_owned()) };
+        let before = oidc(&[(REFRESH_TOKEN, "r")], Err("it is read-only".to_owned()));
+        before.keep(&tokens, "r", "r", &|_| {}).await;
+        let refresh = |file: &str| before.refresh_token(&settings(&[(REFRESH_TOKEN, file)]));
+        assert_eq!(refresh("r").as_deref(), Some("rotated"));
+        assert_eq!(refresh("of the new sign-in").as_deref(), Some("of the new sign-in"));
+    }
+
+    /// A file system that hangs until the sender is dropped.
+    struct Hanging(Mutex<std::sync::mpsc::Receiver<()>>);
+
+    impl Store for Hanging {
+        fn read(&self) -> Result<Settings, String> {
+            let _ = self.0.lock().unwrap().recv();
+            Err("it is gone".to_owned())
+        }
+
+        fn check(&self, _: &[&str]) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn write(&self, _: &[(&str, &str)]) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_system_that_hangs_holds_up_no_other_task() {
+        let (hung_tx, hung_rx) = std::sync::mpsc::channel();
+        let oidc = Oidc::new(&settings(&[]), "u", None, Box::new(Hanging(Mutex::new(hung_rx)))).unwrap();
+        for _ in 0..2 {
+            let issued = tokio::time::timeout(Duration::from_millis(20), oidc.issue(&|_| {})).await;
+            assert!(issued.is_err(), "its timeout holds");
+        }
+        drop(hung_tx);
+        assert_eq!(failure(&oidc).await.reason, "it is gone");
     }
 
     #[test]

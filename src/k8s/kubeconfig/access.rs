@@ -29,7 +29,7 @@ use crate::{
         credentials::{
             Login,
             exec_credential::Version,
-            oidc::{self, Oidc},
+            oidc::{self, Oidc, Settings},
             token_file::TokenFile,
         },
         exec_path::ExecPath,
@@ -131,7 +131,7 @@ impl Access {
                         let info = exec.provide_cluster_info.then(info);
                         Login::Plugin(Box::new(plugin::find(exec, info, exec_path, &of_user)?))
                     }
-                    _ => login(&user, &provider, || stored(merged, name)).map_err(of_user)?,
+                    _ => login(&user, &provider, |loaded| stored(merged, name, loaded)).map_err(of_user)?,
                 };
                 let bundle = bundle.transpose().map_err(of_cluster)?;
                 (pem, bundle, login)
@@ -164,7 +164,7 @@ fn has_credentials(user: &AuthInfo) -> bool {
 }
 
 /// Returns the login whose credential is in the kubeconfig or in a file that it names.
-fn login(user: &AuthInfo, provider: &CryptoProvider, stored: impl FnOnce() -> Stored) -> Result<Login, String> {
+fn login(user: &AuthInfo, provider: &CryptoProvider, stored: impl FnOnce(Settings) -> Stored) -> Result<Login, String> {
     let (data, path) = (&user.client_certificate_data, &user.client_certificate);
     let identity = match pem("client-certificate", data.as_deref(), path.as_deref())? {
         None => None,
@@ -176,7 +176,7 @@ fn login(user: &AuthInfo, provider: &CryptoProvider, stored: impl FnOnce() -> St
     };
     let oidc = user.auth_provider.as_ref().map(|provider| {
         check::auth_provider(&provider.name)?;
-        let stored = stored();
+        let stored = stored(provider.config.clone());
         let key = format!("{}: {}", stored.file.display(), stored.user);
         Oidc::new(&provider.config, &key, identity.clone(), Box::new(stored))
     });
@@ -196,8 +196,8 @@ fn login(user: &AuthInfo, provider: &CryptoProvider, stored: impl FnOnce() -> St
     })
 }
 
-fn stored(merged: &Merged, user: &str) -> Stored {
-    Stored { file: merged.file_of_user(user).cloned().unwrap_or_default(), user: user.to_owned() }
+fn stored(merged: &Merged, user: &str, loaded: Settings) -> Stored {
+    Stored { file: merged.file_of_user(user).cloned().unwrap_or_default(), user: user.to_owned(), loaded }
 }
 
 /// Returns the content of `KEY-data`, or of the file in `KEY`.

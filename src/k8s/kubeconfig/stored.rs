@@ -19,10 +19,15 @@ use crate::{
 pub(super) struct Stored {
     pub file: PathBuf,
     pub user: String,
+    /// Settings when the kubeconfig was loaded: a pipe can be read only once.
+    pub loaded: Settings,
 }
 
 impl Store for Stored {
     fn read(&self) -> Result<Settings, String> {
+        if !self.is_regular() {
+            return Ok(self.loaded.clone());
+        }
         let file =
             load::Files::default().read(&self.file).map_err(|reason| format!("{}: {reason}", self.file.display()))?;
         let users = file.into_iter().flat_map(|file| file.auth_infos);
@@ -49,7 +54,15 @@ impl Store for Stored {
 }
 
 impl Stored {
+    /// Returns whether the kubeconfig is a file, or missing.
+    fn is_regular(&self) -> bool {
+        self.file.metadata().map_or(true, |metadata| metadata.is_file())
+    }
+
     fn edited(&self, values: &[(&str, &str)]) -> Result<String, String> {
+        if !self.is_regular() {
+            return Err(self.unwritable(&io::Error::other("it is a pipe or a device; use a file")));
+        }
         let text = fs::read_to_string(&self.file).map_err(|error| self.unwritable(&error))?;
         let path = [
             Step::Key("users"),
@@ -105,7 +118,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("config");
         fs::write(&file, text).unwrap();
-        (folder, Stored { file, user: "u".into() })
+        (folder, Stored { file, user: "u".into(), loaded: Settings::new() })
     }
 
     #[test]
@@ -114,7 +127,7 @@ mod tests {
         fs::set_permissions(&stored.file, fs::Permissions::from_mode(0o640)).unwrap();
         let link = folder.path().join("link");
         symlink(&stored.file, &link).unwrap();
-        let linked = Stored { file: link.clone(), user: "u".into() };
+        let linked = Stored { file: link.clone(), user: "u".into(), loaded: Settings::new() };
         linked.check(&["id-token", "refresh-token"]).unwrap();
         assert_eq!(fs::read_to_string(&stored.file).unwrap(), TEXT, "a check changes nothing");
         linked.write(&[("id-token", "new"), ("refresh-token", "r")]).unwrap();
@@ -124,6 +137,17 @@ mod tests {
         assert_eq!(fs::metadata(&stored.file).unwrap().permissions().mode() & 0o777, 0o640);
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left over");
+    }
+
+    #[test]
+    fn a_pipe_is_neither_read_again_nor_written() {
+        let (_folder, mut piped) = stored(TEXT);
+        fs::remove_file(&piped.file).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&piped.file).status().unwrap().success());
+        piped.loaded.insert("id-token".into(), "old".into());
+        assert_eq!(piped.read().unwrap()["id-token"], "old");
+        assert!(piped.check(&["id-token"]).unwrap_err().ends_with("it is a pipe or a device; use a file"));
+        assert!(piped.write(&[("id-token", "new")]).is_err());
     }
 
     #[test]

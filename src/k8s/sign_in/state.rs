@@ -1,7 +1,7 @@
 //! State machine of one sign-in. Pure.
 //!
 //! ```text
-//!          needed              issued                 expired, or refused
+//!          needed              issued           expired, refused, or another offered
 //!   Idle ----------> Running ----------> Signed -------------------------> Idle
 //!    ^                  |                   |
 //!    |                  | failed            | refused again
@@ -12,8 +12,14 @@
 //! In Failed, callers get the stored error. Each consecutive failure doubles the pause, until a server accepts a
 //! credential.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 
+use http::HeaderValue;
 use tokio::time::Instant;
 
 use super::Failure;
@@ -62,11 +68,13 @@ pub struct State {
     failures: u32,
     /// End of the last sign-in, successful or not.
     pub ended: Option<Instant>,
+    /// Hashes of the issued headers: an offered one of these is no new sign-in.
+    issued: BTreeSet<u64>,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { phase: Phase::Idle, failures: 0, ended: None }
+        Self { phase: Phase::Idle, failures: 0, ended: None, issued: BTreeSet::new() }
     }
 }
 
@@ -89,8 +97,18 @@ impl State {
         self.ended = Some(now);
         match (&self.phase, issued) {
             (Phase::Stopped, _) => {}
-            (_, Ok(credential)) => self.phase = Phase::Signed(Arc::new(credential)),
+            (_, Ok(credential)) => {
+                self.issued.extend(credential.header.as_ref().map(hash));
+                self.phase = Phase::Signed(Arc::new(credential));
+            }
             (_, Err(failure)) => self.fail(failure, now),
+        }
+    }
+
+    /// Handles a credential in the kubeconfig. If it is new, the next caller signs in with it.
+    pub fn offered(&mut self, header: &HeaderValue) {
+        if matches!(self.phase, Phase::Signed(_) | Phase::Failed { .. }) && !self.issued.contains(&hash(header)) {
+            self.phase = Phase::Idle;
         }
     }
 
@@ -122,6 +140,12 @@ impl State {
         self.failures = self.failures.saturating_add(1);
         self.phase = Phase::Failed { failure, retry_at: now + pause };
     }
+}
+
+fn hash(header: &HeaderValue) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    header.hash(&mut hasher);
+    hasher.finish()
 }
 
 #[cfg(test)]

@@ -122,7 +122,7 @@ impl Client {
         &self,
         mut method: Method,
         url: &str,
-        authorization: Option<HeaderValue>,
+        mut authorization: Option<HeaderValue>,
         mut form: Option<String>,
     ) -> Result<Answer, String> {
         let mut uri = of_http(url)?;
@@ -143,12 +143,14 @@ impl Client {
             // RFC 9110, section 15.4: only these two keep the method.
             let keeps = matches!(answer.status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);
             if method == Method::POST && !keeps {
-                (method, form) = (Method::GET, None);
+                (method, form, authorization) = (Method::GET, None, None);
             }
             let before = uri;
             uri = next(&before, &location)?;
-            if form.is_some() && before.authority() != uri.authority() {
-                return Err(format!("sends renewals on to another host, {}", printable(&location)));
+            let is_plain = uri.scheme_str() == Some("http") && before.scheme() != uri.scheme();
+            if form.is_some() && (is_plain || before.authority() != uri.authority()) {
+                let to = if is_plain { "an unencrypted connection" } else { "another host" };
+                return Err(format!("sends renewals on to {to}, {}", printable(&location)));
             }
         }
         Err("redirects in a circle".to_owned())
@@ -272,7 +274,54 @@ fn words(error: &(dyn std::error::Error + 'static), uri: &Uri, proxy: Option<&st
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        sync::mpsc,
+    };
+
     use super::*;
+
+    /// A server that sends these answers, one per connection. Returns its URL, and the heads of the requests.
+    async fn server(answers: impl FnOnce(&str) -> Vec<String>) -> (String, mpsc::UnboundedReceiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let answers = answers(&url);
+        let (heads_tx, heads_rx) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            for answer in answers {
+                let (mut io, _) = listener.accept().await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(io.read_u8().await.unwrap());
+                }
+                heads_tx.send(String::from_utf8(head).unwrap().to_lowercase()).unwrap();
+                io.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        (url, heads_rx)
+    }
+
+    #[tokio::test]
+    async fn a_redirect_does_not_pass_on_the_client_secret() {
+        let refused = "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        let (other, mut heads) = server(|_| vec![refused.to_owned(); 2]).await;
+        let moved =
+            format!("HTTP/1.1 302 Found\r\nLocation: {other}/login\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        let (issuer, mut asked) = server(|url| {
+            let document = format!("{{\"token_endpoint\": \"{url}/token\"}}");
+            let length = document.len();
+            let discovered =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{document}");
+            vec![discovered, moved.clone(), moved]
+        })
+        .await;
+        let client = Client { id: "c".into(), secret: "s".into(), bundle: None };
+        client.renew(&issuer, "r").await.unwrap_err();
+        asked.recv().await.unwrap();
+        assert!(asked.recv().await.unwrap().contains("authorization: basic"));
+        assert!(!heads.recv().await.unwrap().contains("authorization"));
+    }
 
     fn answer(status: u16, is_form: bool, body: &str) -> Answer {
         Answer { status: StatusCode::from_u16(status).unwrap(), is_form, body: Bytes::copy_from_slice(body.as_bytes()) }
