@@ -8,7 +8,7 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc, sync::Mutex, time::Durati
 
 use clap::Subcommand;
 
-use self::find::{InCluster, find, no_relay, secret};
+use self::find::{InCluster, find, no_relay, secret, vouch};
 use super::{
     Globals, Output, local,
     named_service::NamedService,
@@ -98,7 +98,7 @@ struct Take {
     /// Take over only requests with this path, or a path below it
     #[arg(long, value_name = "/PATH", conflicts_with = "replace")]
     personal_path: Option<String>,
-    /// Namespace to look for the relay in [default: all]
+    /// Namespace to look for the relay in [default: all]. If a relay there asks for your API token, it gets it
     #[arg(long, value_name = "NAME")]
     relay_namespace: Option<Namespace>,
     /// Create a relay in the Service's namespace if there is none; it ends after a day, 'adit expose clean' deletes it
@@ -249,13 +249,17 @@ async fn set_up(globals: &Globals, place: Result<Place, CliError>, args: Take) -
         (found, _) => found,
     };
     let relay = relay.ok_or_else(|| no_relay(&cluster))?;
+    let is_chosen = relay_namespace.is_some() || args.secret_file.is_some();
+    if !is_chosen {
+        vouch(&cluster, &relay).await?;
+    }
     let key = match &args.secret_file {
         Some(file) => server::keys(Some(file))?.remove(0),
         None => secret(&cluster, &relay).await?,
     };
     let kind = if replaces { Kind::ReplacedService } else { Kind::Service };
-    let (pod, reviews) = (Mutex::new(relay.target), relay.reviews.into());
-    let dial = InCluster { id, cluster, manager, relay_namespace, service, pod, reviews };
+    let (namespace, reviews) = (relay.target.0.clone(), relay.reviews.into());
+    let dial = InCluster { id, cluster, manager, namespace, is_chosen, service, pod: Mutex::new(relay.target), reviews };
     let options = Options {
         dial: Arc::new(dial),
         key: key.name,

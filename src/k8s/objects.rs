@@ -25,6 +25,7 @@ pub struct PodSpec {
     pub init_containers: Option<Vec<Container>>,
     pub ephemeral_containers: Option<Vec<Container>>,
     pub host_network: Option<bool>,
+    pub service_account_name: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

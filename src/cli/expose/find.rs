@@ -1,6 +1,7 @@
 //! Finds the relays of a cluster by their labels, and connects to them through a port-forward.
 
 use std::{
+    collections::BTreeSet,
     io,
     sync::{
         Arc, Mutex,
@@ -15,6 +16,7 @@ use kube::{
     Api,
     api::{ApiResource, DynamicObject, GroupVersionKind, ListParams},
 };
+use serde_json::json;
 
 use crate::{
     cli::report::CliError,
@@ -30,7 +32,11 @@ use crate::{
     relay::{
         auth::{self, Key},
         client::{Dial, Purpose},
-        expose::{ServiceName, inspect, kube::Kube},
+        expose::{
+            ServiceName, inspect,
+            kube::{Kind, Kube},
+            review,
+        },
     },
     routing::{ClusterId, PodTarget, Target},
     tunnel::Manager,
@@ -50,11 +56,18 @@ pub struct Relay {
     pub keys: Option<String>,
     /// Whether it reviews the client's own token.
     pub reviews: bool,
+    /// ServiceAccount of its pod.
+    account: String,
     pub image: Option<String>,
 }
 
 /// Finds a ready relay that takes over `service`, in one namespace or in all. Of several, returns the one that already has other
-/// ports or parts of the Service; else `before`, because it has the client's reservations; else any, so that clients are spread.
+/// ports or parts of the Service; else `before`, because it has the client's reservations; else any of the Service's own namespace;
+/// else any, so that clients are spread.
+///
+/// # Errors
+/// The pods cannot be listed, or the user has to choose between relays of several namespaces: the labels of a pod say nothing about
+/// who runs it.
 pub async fn find(
     cluster: &Cluster,
     namespace: Option<&Namespace>,
@@ -85,9 +98,50 @@ pub async fn find(
     let holder = inspect::relay_of(&Kube::new(cluster.client.clone()), service).await;
     let holder = holder.and_then(|(namespace, pod)| Some((namespace.parse().ok()?, pod.parse().ok()?)));
     let of = |wanted: Option<&(Namespace, Subdomain)>| relays.iter().position(|relay| Some(&relay.target) == wanted);
-    let same = of(holder.as_ref()).or_else(|| of(before));
+    if let Some(same) = of(holder.as_ref()).or_else(|| of(before)) {
+        return Ok(Some(relays.swap_remove(same)));
+    }
+    if relays.iter().any(|relay| *relay.target.0 == *service.namespace) {
+        relays.retain(|relay| *relay.target.0 == *service.namespace);
+    }
+    let namespaces: BTreeSet<&str> = relays.iter().map(|relay| &*relay.target.0).collect();
+    if namespaces.len() > 1 {
+        let all = namespaces.into_iter().collect::<Vec<_>>().join(", ");
+        return Err(CliError::new(format!("relays for Service {service} run in several namespaces: {all}"))
+            .hint(Some("choose the one that you trust with the Service's bytes: --relay-namespace NAMESPACE")));
+    }
     let any = || usize::from(random::bytes::<1>().map_or(0, |[byte]| byte)) % relays.len();
-    Ok(Some(relays.swap_remove(same.unwrap_or_else(any))))
+    Ok(Some(relays.swap_remove(any())))
+}
+
+/// Succeeds if the cluster vouches for a relay that asks for the user's token: its ServiceAccount may review tokens, which only an
+/// administrator allows (`system:auth-delegator`). The relay's secret proves nothing here, because whoever creates a pod can create
+/// a Secret beside it.
+///
+/// # Errors
+/// The ServiceAccount may not, or the user may not ask.
+pub async fn vouch(cluster: &Cluster, relay: &Relay) -> Result<(), CliError> {
+    if !relay.reviews {
+        return Ok(());
+    }
+    let ((namespace, pod), account) = (&relay.target, &relay.account);
+    let (group, resource, _) = review::PERMISSIONS[0];
+    let asked = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {},
+        "spec": {
+            "user": format!("system:serviceaccount:{namespace}:{account}"),
+            "groups": ["system:serviceaccounts", format!("system:serviceaccounts:{namespace}"), "system:authenticated"],
+            "resourceAttributes": {"group": group, "verb": "create", "resource": resource}
+        }
+    });
+    let cause = match Kube::new(cluster.client.clone()).create(Kind::SubjectAccessReview, "", &asked).await {
+        Ok(answer) if answer["status"]["allowed"] == true && answer["status"]["denied"] != true => return Ok(()),
+        Ok(_) => format!("its ServiceAccount {namespace}/{account} may not review tokens"),
+        Err(error) => format!("cannot ask the cluster whether it may review tokens: {error}"),
+    };
+    Err(CliError::new(format!("relay {namespace}/{pod} asks for your API token, and nothing says that it may have it"))
+        .cause(Some(cause))
+        .hint(Some(format!("if you trust whoever can create pods in that namespace: --relay-namespace {namespace}"))))
 }
 
 /// Returns the ready relays that take over Services, whatever their namespace.
@@ -120,9 +174,10 @@ impl Relay {
         let keys = annotations.remove(KEYS);
         let reviews = annotations.get(AUTHORIZE).is_some_and(|by| by == "kubernetes");
         let target = (pod.metadata.namespace?.parse().ok()?, pod.metadata.name?.parse().ok()?);
-        let container = pod.spec.and_then(|spec| spec.containers.into_iter().next());
-        let image = container.and_then(|container| container.image);
-        Some(Self { target, keys, reviews, image })
+        let spec = pod.spec.unwrap_or_default();
+        let account = spec.service_account_name.unwrap_or_else(|| "default".to_owned());
+        let image = spec.containers.into_iter().next().and_then(|container| container.image);
+        Some(Self { target, keys, reviews, account, image })
     }
 }
 
@@ -160,7 +215,10 @@ pub struct InCluster {
     pub id: ClusterId,
     pub cluster: Arc<Cluster>,
     pub manager: Manager,
-    pub relay_namespace: Option<Namespace>,
+    /// Namespace of the relay that was found first. No other one may replace it.
+    pub namespace: Namespace,
+    /// Whether the user has chosen the relay, by its namespace or its secret.
+    pub is_chosen: bool,
     pub service: ServiceName,
     /// Relay of the control connection.
     pub pod: Mutex<(Namespace, Subdomain)>,
@@ -174,10 +232,12 @@ impl Dial for InCluster {
             if purpose == Purpose::Control {
                 // The relay's pod may have been replaced, so look for it again.
                 let before = self.pod.lock().expect("no panic while the lock is held").clone();
-                let namespace = self.relay_namespace.as_ref();
-                let found = find(&self.cluster, namespace, &self.service, Some(&before)).await;
+                let found = find(&self.cluster, Some(&self.namespace), &self.service, Some(&before)).await;
                 let found = found.map_err(io::Error::other)?;
                 let relay = found.ok_or_else(|| io::Error::other(no_relay(&self.cluster)))?;
+                if !self.is_chosen {
+                    vouch(&self.cluster, &relay).await.map_err(io::Error::other)?;
+                }
                 *self.pod.lock().expect("no panic while the lock is held") = relay.target;
                 self.reviews.store(relay.reviews, Ordering::Relaxed);
             }

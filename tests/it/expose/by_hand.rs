@@ -216,3 +216,52 @@ async fn clean_deletes_a_relay_that_adit_has_created_and_restores_what_it_has_le
     assert_eq!(spared.stdout, "there is no relay of adit's in namespace data\n", "{}", spared.stderr);
     assert!(place.demo.world().get("pods", "data", "adit-relay").is_some());
 }
+
+/// Adds a ready pod that says that it is a relay, and its Secret.
+fn put_relay(place: &Place, namespace: &str, authorize: &str) {
+    let world = place.demo.world();
+    world.put("namespaces", json!({"metadata": {"name": namespace}}));
+    let metadata = json!({
+        "namespace": namespace, "name": "relay-0", "uid": format!("uid-{namespace}"),
+        "labels": {"app.kubernetes.io/name": "adit-relay"},
+        "annotations": {"adit/keys": "keys", "adit/exposes": "true", "adit/authorize": authorize}
+    });
+    let spec = json!({"serviceAccountName": "relay", "containers": [{"name": "adit"}]});
+    let status = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
+    world.put("pods", json!({"metadata": metadata, "spec": spec, "status": status}));
+}
+
+#[tokio::test]
+async fn a_pod_that_poses_as_the_relay_gets_no_token() {
+    let place = Place::new().await;
+    put_relay(&place, "rogue", "kubernetes");
+    let ran = adit(&place, &["expose", "3000:80", "--as", "web.shop"]).await;
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.contains("relay rogue/relay-0 asks for your API token"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("its ServiceAccount rogue/relay may not review tokens"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("--relay-namespace rogue"), "{}", ran.stderr);
+    // The next step is to read its Secret, which does not exist.
+    let chosen = adit(&place, &["expose", "3000:80", "--as", "web.shop", "--relay-namespace", "rogue"]).await;
+    assert!(chosen.stderr.contains("cannot read Secret rogue/keys"), "{}", chosen.stderr);
+    // Without --authorize the relay gets no token.
+    put_relay(&place, "rogue", "keys");
+    let keys = adit(&place, &["expose", "3000:80", "--as", "web.shop"]).await;
+    assert!(keys.stderr.contains("cannot read Secret rogue/keys"), "{}", keys.stderr);
+}
+
+#[tokio::test]
+async fn relays_of_several_namespaces_are_listed_and_none_is_chosen() {
+    let place = Place::new().await;
+    put_relay(&place, "rogue", "keys");
+    put_relay(&place, "relay", "keys");
+    let ran = adit(&place, &["expose", "3000:80", "--as", "web.shop"]).await;
+    assert_eq!(ran.code, Some(1));
+    let words = "relays for Service shop/web run in several namespaces: relay, rogue";
+    assert!(ran.stderr.contains(words) && ran.stderr.contains("--relay-namespace NAMESPACE"), "{}", ran.stderr);
+    let chosen = adit(&place, &["expose", "3000:80", "--as", "web.shop", "--relay-namespace", "relay"]).await;
+    assert!(chosen.stderr.contains("cannot read Secret relay/keys"), "{}", chosen.stderr);
+    // One of the Service's own namespace is the one.
+    put_relay(&place, "shop", "keys");
+    let own = adit(&place, &["expose", "3000:80", "--as", "web.shop"]).await;
+    assert!(own.stderr.contains("cannot read Secret shop/keys"), "{}", own.stderr);
+}
