@@ -7,7 +7,7 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::printable::printable;
 
@@ -222,7 +222,7 @@ impl Kube {
         }
     }
 
-    /// Yields an item for each change of a selected object, until the watch ends.
+    /// Yields an item for each change of a selected object, until the watch ends: the API server ends it, or its network is gone.
     pub async fn changes(
         &self,
         kind: Kind,
@@ -239,7 +239,8 @@ impl Kube {
             status if !status.is_success() => Err(KubeError::Unavailable { call, code: status.as_u16() }),
             _ => {
                 let chunks = answer.into_body().into_data_stream();
-                Ok(chunks.take_while(|chunk| future::ready(chunk.is_ok())).map(|_| ()).boxed())
+                let over = sleep(Duration::from_secs(u64::from(WATCH)) + 2 * DEADLINE);
+                Ok(chunks.take_while(|chunk| future::ready(chunk.is_ok())).map(|_| ()).take_until(over).boxed())
             }
         }
     }
@@ -340,6 +341,18 @@ mod tests {
         let wanted = json!({"uid": "u", "resourceVersion": "7"});
         let sent = sent.lock().unwrap();
         assert_eq!((&sent[0]["metadata"], &sent[1]["preconditions"]), (&wanted, &wanted));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_without_a_network_ends_after_its_time() {
+        let server = tower::service_fn(|_: Request<Body>| async {
+            let silent = futures::stream::pending::<Result<hyper::body::Frame<bytes::Bytes>, std::io::Error>>();
+            Ok::<_, std::convert::Infallible>(http::Response::new(http_body_util::StreamBody::new(silent)))
+        });
+        let kube = Kube::new(Client::new(server, "shop"));
+        let mut changes = kube.changes(Kind::Service, "shop", "").await.unwrap();
+        let over = timeout(Duration::from_secs(u64::from(WATCH) + 20), changes.next()).await;
+        assert_eq!(over.expect("it ends"), None);
     }
 
     #[test]
