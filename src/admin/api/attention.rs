@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::answers::{SignIn, time};
+use super::answers::SignIn;
 pub use crate::config::shell::quoted;
 use crate::{
     admin::api::source::{Facts, Source},
@@ -94,13 +94,19 @@ fn of_config(facts: &Facts) -> Option<Attention> {
     })
 }
 
+/// Returns a time as the clock of this machine shows it.
+fn clock(at: SystemTime) -> String {
+    let at = jiff::Timestamp::try_from(at).unwrap_or_default();
+    at.to_zoned(jiff::tz::TimeZone::system()).strftime("%H:%M:%S").to_string()
+}
+
 /// Returns the problem of a context: its API server does not answer, or a person has to sign in again soon.
 fn of_context(name: &ContextName, health: Health, router: &Router) -> Option<Attention> {
     let command = Some(format!("{} --context {}", adit("doctor", &router.http_contexts.kubeconfig), quoted(name)));
     let kind = "context".to_owned();
     if let Some(since) = health.lost_since {
         let title = format!("the API server of context {name} does not answer");
-        let cause = Some(format!("since {}", time(since)));
+        let cause = Some(format!("since {}", clock(since)));
         return Some(Attention { kind, title, cause, command, ..Attention::default() });
     }
     let left = health.sign_in_ends?.duration_since(SystemTime::now()).ok()?;

@@ -184,7 +184,8 @@ function listen() {
   // This computer, or the tab, may have slept.
   if (!events || now - lookedAt > 3000) heardAt = now;
   lookedAt = now;
-  if (now - heardAt < SILENCE) return;
+  // While there is no connection, its own events say so.
+  if (!events || events.readyState !== EventSource.OPEN || now - heardAt < SILENCE) return;
   notice(`adit does not answer.${since()}`);
   disconnect();
   connect();
@@ -862,6 +863,8 @@ function requests() {
   return {
     title: 'Requests', grid, search, read: readRequests,
     end() { paused.is = false; },
+    /** Another adit counts its requests from one again. */
+    restarted() { since = 0; close(); },
     update() {
       pause.setAttribute('aria-pressed', String(paused.is));
       const isWanted = filterOf(search.value), rows = [];
