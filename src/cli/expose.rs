@@ -259,7 +259,8 @@ async fn set_up(globals: &Globals, place: Result<Place, CliError>, args: Take) -
     };
     let kind = if replaces { Kind::ReplacedService } else { Kind::Service };
     let (namespace, reviews) = (relay.target.0.clone(), relay.reviews.into());
-    let dial = InCluster { id, cluster, manager, namespace, is_chosen, service, pod: Mutex::new(relay.target), reviews };
+    let dial =
+        InCluster { id, cluster, manager, namespace, is_chosen, service, pod: Mutex::new(relay.target), reviews };
     let options = Options {
         dial: Arc::new(dial),
         key: key.name,

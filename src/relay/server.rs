@@ -11,7 +11,7 @@ pub mod usage;
 mod visitors;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     io,
     net::SocketAddr,
     sync::{
@@ -21,6 +21,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use futures::future::{BoxFuture, OptionFuture};
 use rustls::ServerConfig;
 use secrecy::SecretString;
 use tokio::{
@@ -36,7 +37,7 @@ pub use self::options::{Limits, Options, PublicOrigin};
 use self::{
     idle::{Idle, Ready},
     quotas::Notices,
-    refused::{TunnelError, VisitorError},
+    refused::VisitorError,
     tunnels::{HttpName, Tunnel, Wanted},
     usage::Refusals,
     visitors::{Pending, StreamName},
@@ -58,6 +59,9 @@ use crate::{
 
 /// Maximum number of frames that wait for a client that does not read.
 const MOST_FRAMES: usize = 1024;
+
+/// Maximum number of frames that wait while a port or a name opens: all requests of a client with the default number of tunnels.
+const MOST_DEFERRED: usize = 64;
 
 /// A running relay.
 pub struct Server {
@@ -259,33 +263,65 @@ impl Server {
         let reading = async {
             let mut beat = interval(HEARTBEAT);
             let mut has_said_goodbye = false;
+            // While a port or a name opens, which may wait for another client's Pong, this client's Pongs must be read: two
+            // clients that want each other's port would both count as dead. Other frames wait for their turn.
+            let mut opening: Option<BoxFuture<'_, Frame>> = None;
+            let mut deferred = VecDeque::new();
             loop {
-                tokio::select! {
-                    frame = reader.next() => {
-                        // An error or the end of the connection must not count as a sign of life.
-                        let frame = frame?;
-                        *session.heard.lock().expect("no panic while the lock is held") = Instant::now();
+                let next = if opening.is_none() { deferred.pop_front() } else { None };
+                let frame = match next {
+                    Some(frame) => frame,
+                    None => tokio::select! {
+                        frame = reader.next(), if deferred.len() < MOST_DEFERRED => {
+                            // An error or the end of the connection must not count as a sign of life.
+                            let frame = frame?;
+                            *session.heard.lock().expect("no panic while the lock is held") = Instant::now();
+                            frame
+                        }
+                        Some(answer) = OptionFuture::from(opening.as_mut()) => {
+                            opening = None;
+                            session.frames.send(answer).await.map_err(|_| Over::Closed)?;
+                            continue;
+                        }
+                        // Version 1 has no heartbeat.
+                        _ = beat.tick(), if !session.is_v1 => {
+                            if session.heard.lock().expect("no panic while the lock is held").elapsed() > DEAD {
+                                return Err(Over::Silent(DEAD));
+                            }
+                            // If the queue is full, the client does not read, and the heartbeat timeout ends the session.
+                            let _ = session.frames.try_send(Frame::Ping { cookie: 0 });
+                            session.idle.sweep();
+                            session.prepare();
+                            continue;
+                        }
+                        () = self.drain.started(), if !has_said_goodbye => {
+                            has_said_goodbye = true;
+                            if session.is_v1 {
+                                return Ok(());
+                            }
+                            let _ = session.frames.try_send(Frame::Goodbye { reason: "the relay is shutting down".to_owned() });
+                            continue;
+                        }
+                    },
+                };
+                match frame {
+                    frame if opening.is_some() && !matches!(frame, Frame::Ping { .. } | Frame::Pong { .. }) => {
+                        deferred.push_back(frame);
+                    }
+                    Frame::Open { tunnel: id, kind: kind @ (Kind::Tcp | Kind::Http), port, resume, name }
+                        if !session.is_v1 =>
+                    {
+                        let (this, session) = (&self, &session);
+                        opening = Some(Box::pin(async move {
+                            let wanted = Wanted { id, kind, port, name, resume };
+                            this.answer(id, &this.open(session, &wanted).await)
+                        }));
+                    }
+                    frame => {
                         if self.clone().on_frame(&session, frame).await? {
                             is_clean = true;
                             return Ok(());
                         }
-                    }
-                    // Version 1 has no heartbeat.
-                    _ = beat.tick(), if !session.is_v1 => {
-                        if session.heard.lock().expect("no panic while the lock is held").elapsed() > DEAD {
-                            return Err(Over::Silent(DEAD));
-                        }
-                        // If the queue is full, the client does not read, and the heartbeat timeout ends the session.
-                        let _ = session.frames.try_send(Frame::Ping { cookie: 0 });
-                        session.idle.sweep();
-                        session.prepare();
-                    }
-                    () = self.drain.started(), if !has_said_goodbye => {
-                        has_said_goodbye = true;
-                        if session.is_v1 {
-                            return Ok(());
-                        }
-                        let _ = session.frames.try_send(Frame::Goodbye { reason: "the relay is shutting down".to_owned() });
                     }
                 }
             }
@@ -300,25 +336,22 @@ impl Server {
         ended
     }
 
-    /// Handles a frame of the client. Returns whether it was a goodbye.
+    /// Handles a frame of the client, except an Open of a port or a name. Returns whether it was a goodbye.
     async fn on_frame(self: Arc<Self>, session: &Arc<Session>, frame: Frame) -> Result<bool, Over> {
         match frame {
             Frame::Open { tunnel: id, kind, port, resume, name } if !session.is_v1 => {
                 let wanted = Wanted { id, kind, port, name, resume };
-                let answer = match kind {
-                    Kind::Tcp | Kind::Http => self.answer(id, &self.open(session, &wanted).await),
-                    Kind::Service | Kind::ReplacedService => match self.begin_opening(session, id) {
-                        // The API server may hang: the session must go on meanwhile, and the client may close the tunnel
-                        // again.
-                        Some(closed) => {
-                            let (this, session) = (self.clone(), session.clone());
-                            self.drain.spawn(async move { this.open_service(&session, wanted, closed).await });
-                            return Ok(false);
-                        }
-                        None => self.answer(id, &Err(TunnelError::Opening)),
-                    },
-                };
-                session.frames.send(answer).await.map_err(|_| Over::Closed)?;
+                match self.begin_opening(session, id) {
+                    // The API server may hang: the session must go on meanwhile, and the client may close the tunnel again.
+                    Ok(closed) => {
+                        let (this, session) = (self.clone(), session.clone());
+                        self.drain.spawn(async move { this.open_service(&session, wanted, closed).await });
+                    }
+                    Err(error) => {
+                        let answer = self.answer(id, &Err(error));
+                        session.frames.send(answer).await.map_err(|_| Over::Closed)?;
+                    }
+                }
             }
             Frame::Identity { token } if !session.is_v1 => {
                 *session.token_of_user.lock().expect("no panic while the lock is held") = Some(token.into());

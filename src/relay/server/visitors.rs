@@ -204,7 +204,12 @@ impl Server {
             TrySendError::Closed(_) => VisitorError::ClientGone,
         })?;
         let asked = Instant::now();
-        let answered = timeout(VISITOR_WAITS, from).await.map_err(|_| VisitorError::Absent)?;
+        let answered = tokio::select! {
+            biased;
+            answered = timeout(VISITOR_WAITS, from) => answered.map_err(|_| VisitorError::Absent)?,
+            // The client may be back with another session, while the old one is silent.
+            () = tunnel.gone.cancelled() => return Err(VisitorError::ClientGone),
+        };
         let stream = answered.map_err(|_| VisitorError::ClientGone)??;
         tunnel.session.made(asked.elapsed());
         // Requested after the visitor's own connection, which must come first.

@@ -5,7 +5,10 @@ use serde_json::{Value, json};
 use super::support::{Laptop, Place};
 use adit::{
     demo::faults::Mishap,
-    relay::expose::{Authority, kube::PERMISSIONS},
+    relay::{
+        expose::{Authority, kube::PERMISSIONS},
+        server::Limits,
+    },
     wire::relay::{Frame, Kind},
 };
 
@@ -243,5 +246,24 @@ async fn a_review_that_fails_when_a_client_comes_back_changes_nothing() {
     drop(laptop);
     again.goodbye().await;
     place.is_again(&before).await;
+    place.relay_ends(relay).await;
+}
+
+#[tokio::test]
+async fn a_client_that_opens_tunnels_without_end_is_refused_at_its_limit() {
+    let limits = Limits { tunnels_per_key: 3, ..Limits::default() };
+    let place = Place { authority: Authority::Kubernetes, limits, ..Place::new().await };
+    let relay = place.relay("one", "a").await;
+    let mut laptop = Laptop::connect(&relay).await;
+    laptop.send(Frame::Identity { token: token(&place, "demo") }).await;
+    place.demo.faults().judge(Some(Box::new(|_, path| path.contains("reviews").then_some(Mishap::Hang))));
+    for _ in 0..4 {
+        laptop.ask(Kind::ReplacedService, "web.shop:80").await;
+    }
+    let answer = tokio::time::timeout(std::time::Duration::from_secs(2), laptop.frame()).await.expect("it is at once");
+    let Frame::Refused { tunnel: 4, reason } = answer else { panic!("{answer:?}") };
+    assert!(reason.contains("has 3 tunnels, and may not have more"), "{reason}");
+    place.demo.faults().judge(None);
+    laptop.goodbye().await;
     place.relay_ends(relay).await;
 }

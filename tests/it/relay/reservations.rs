@@ -199,3 +199,34 @@ async fn a_key_cannot_reserve_more_than_it_may_open() {
     }
     bo.open(0, Kind::Http, 0, "a").await.unwrap();
 }
+
+#[tokio::test]
+async fn a_client_whose_port_another_one_gets_is_told_and_its_visitors_go_there() {
+    let relay = relay(&["ana"], |options| options.ports = ports(10).forever()).await;
+    let mut asleep = Bare::connect(&relay, "ana").await;
+    let port = asleep.open(0, Kind::Tcp, 0, "").await.unwrap();
+    let _visitor = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    while !matches!(frame(&mut asleep.tls).await, Frame::Incoming { .. }) {}
+    let mut twin = Bare::connect(&relay, "ana").await;
+    assert_eq!(twin.open(3, Kind::Tcp, port, "").await, Ok(port));
+    let incoming = async { while !matches!(frame(&mut twin.tls).await, Frame::Incoming { tunnel: 3, .. }) {} };
+    timeout(Duration::from_secs(5), incoming).await.expect("the visitor waits for the new client");
+    let told = async {
+        loop {
+            if let Frame::Refused { tunnel: 0, reason } = frame(&mut asleep.tls).await {
+                return reason;
+            }
+        }
+    };
+    let reason = timeout(Duration::from_secs(5), told).await.expect("the old client is told");
+    assert_eq!(reason, "another client with the key \"ana\" has it now (127.0.0.1)");
+}
+
+#[tokio::test]
+async fn clients_that_want_the_port_of_each_other_both_count_as_alive() {
+    let relay = relay(&["ana"], |options| options.ports = ports(10).forever()).await;
+    let (mut one, mut two) = (Bare::connect(&relay, "ana").await, Bare::connect(&relay, "ana").await);
+    let (first, second) = (one.open(0, Kind::Tcp, 0, "").await.unwrap(), two.open(0, Kind::Tcp, 0, "").await.unwrap());
+    let (ones, twos) = tokio::join!(one.open(1, Kind::Tcp, second, ""), two.open(1, Kind::Tcp, first, ""));
+    assert_eq!((ones, twos), (Err(format!("port {second} is in use")), Err(format!("port {first} is in use"))));
+}

@@ -216,14 +216,25 @@ impl Server {
     }
 
     /// Records, before the next frame is read, that a tunnel to a Service is being opened. The returned token is
-    /// cancelled when the client closes the tunnel meanwhile. `None`: it is already being opened.
-    pub(in crate::relay::server) fn begin_opening(&self, session: &Session, id: u32) -> Option<CancellationToken> {
-        let closed = CancellationToken::new();
-        match self.state().opening.entry((session.token, id)) {
-            Entry::Occupied(_) => None,
+    /// cancelled when the client closes the tunnel meanwhile.
+    ///
+    /// # Errors
+    /// It is already being opened, or the key is opening as many tunnels as it may have: each one is a task.
+    pub(in crate::relay::server) fn begin_opening(
+        &self,
+        session: &Session,
+        id: u32,
+    ) -> Result<CancellationToken, TunnelError> {
+        let (closed, key, limits) = (CancellationToken::new(), &session.key.name, &self.options.limits);
+        let mut state = self.state();
+        if state.opening.values().filter(|opening| opening.key == *key).count() >= limits.tunnels_per_key {
+            return Err(self.notices.used_up(Quota::Tunnels, limits, key).into());
+        }
+        match state.opening.entry((session.token, id)) {
+            Entry::Occupied(_) => Err(TunnelError::Opening),
             Entry::Vacant(free) => {
-                free.insert(Opening { key: session.key.name.clone(), closed: closed.clone() });
-                Some(closed)
+                free.insert(Opening { key: key.clone(), closed: closed.clone() });
+                Ok(closed)
             }
         }
     }
@@ -240,15 +251,18 @@ impl Server {
             () = closed.cancelled() => Err(TunnelError::Closed),
             () = session.gone.cancelled() => Err(TunnelError::ClientGone),
         };
-        self.state().opening.remove(&(session.token, wanted.id));
         let answer = self.answer(wanted.id, &opened);
+        // Until there is room for the answer, the opening counts: the client may not read. If it is gone, it needs no answer.
+        let room = session.frames.reserve().await;
+        self.state().opening.remove(&(session.token, wanted.id));
         if let Ok(opened) = &opened
             && closed.is_cancelled()
         {
             self.close(opened, true);
         }
-        // If the client is gone, it needs no answer.
-        let _ = session.frames.send(answer).await;
+        if let Ok(room) = room {
+            room.send(answer);
+        }
     }
 
     /// Returns the reply to a client that requested a tunnel.
@@ -334,6 +348,12 @@ impl Server {
             old.end.send_replace(ClaimEnd::TakenOver);
         }
         self.close(&old, false);
+        if old.session.token != session.token {
+            // An old connection of the same client is not read any more. Another client must not believe that it still has it.
+            let reason =
+                format!("another client with the key {:?} has it now ({})", session.key.name, session.peer.ip());
+            let _ = old.session.frames.try_send(Frame::Refused { tunnel: old.id, reason });
+        }
         Before { old: claim.is_some().then_some(old), claim, shared, listener: None }
     }
 
