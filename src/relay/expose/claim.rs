@@ -144,11 +144,21 @@ struct Asked {
     state: watch::Sender<State>,
 }
 
+/// How somebody else has ended a claim, with the reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClaimOver {
+    /// A person or a program has undone the takeover.
+    Undone(String),
+    /// The relay could not renew its Lease in time, so another relay, or a person, may have restored the Service. The client may
+    /// claim it again.
+    Lost(String),
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
     Asked,
     Held,
-    Over(String),
+    Over(ClaimOver),
     /// The claim was dropped, and the cluster is restored.
     Back,
 }
@@ -209,13 +219,13 @@ impl Claim {
         }
     }
 
-    /// Waits until somebody else has ended the claim. Returns the reason.
-    pub fn over(&self) -> impl Future<Output = String> + Send + use<> {
+    /// Waits until somebody else has ended the claim.
+    pub fn over(&self) -> impl Future<Output = ClaimOver> + Send + use<> {
         let mut state = self.asked.state.subscribe();
         async move {
             loop {
-                if let State::Over(reason) = state.borrow_and_update().clone() {
-                    return reason;
+                if let State::Over(over) = state.borrow_and_update().clone() {
+                    return over;
                 }
                 if state.changed().await.is_err() {
                     // The claim was dropped by its owner.
@@ -317,7 +327,9 @@ impl Exposer {
         loop {
             match state.borrow_and_update().clone() {
                 State::Held => return Ok(claim),
-                State::Over(reason) => return Err(ClaimError::Failed(reason)),
+                State::Over(ClaimOver::Undone(reason) | ClaimOver::Lost(reason)) => {
+                    return Err(ClaimError::Failed(reason));
+                }
                 State::Asked | State::Back => {}
             }
             if state.changed().await.is_err() {
@@ -356,8 +368,8 @@ impl Exposer {
     }
 
     /// Ends a claim with a reason for its client.
-    fn end(&self, asked: &Arc<Asked>, reason: String) {
-        asked.state.send_replace(State::Over(reason));
+    fn end(&self, asked: &Arc<Asked>, over: ClaimOver) {
+        asked.state.send_replace(State::Over(over));
         self.give_up(asked);
     }
 

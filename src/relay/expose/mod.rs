@@ -42,7 +42,7 @@ use std::{env, fmt, io, net::IpAddr};
 use data_encoding::HEXLOWER;
 use serde_json::Value;
 
-pub use self::claim::{Claim, ClaimError, Exposer, PodAddress, Pods};
+pub use self::claim::{Claim, ClaimError, ClaimOver, Exposer, PodAddress, Pods};
 use self::condition::{Condition, ConditionError};
 use crate::random;
 

@@ -26,7 +26,7 @@ use crate::{
     config::names::{host_header, is_label},
     random,
     relay::{
-        expose::{Claim, ExposeRequest, Pods},
+        expose::{Claim, ClaimOver, ExposeRequest, Pods},
         personal::{LINGER, Passage, Seat, SharedPort},
         ports::PortError,
         reservations::{AWAITED_FOR, Public},

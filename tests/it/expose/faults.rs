@@ -411,3 +411,27 @@ async fn a_takeover_that_fails_halfway_passes_visitors_on_until_the_service_is_g
     place.is_again_within(&before, Duration::from_secs(60)).await;
     place.relay_ends(relay).await;
 }
+
+#[tokio::test]
+async fn a_takeover_that_is_lost_while_the_api_server_is_silent_can_be_claimed_again() {
+    let place = Place::new().await;
+    let before = place.objects();
+    let relay = place.relay("one", "a").await;
+    let mut laptop = Laptop::connect(&relay).await;
+    laptop.take("web.shop:80").await.unwrap();
+    place.demo.faults().judge(Some(Box::new(|_, _| Some(Mishap::Answer(503)))));
+    // Longer than a Lease is valid.
+    let silent = async { while !matches!(laptop.frame().await, Frame::Refused { .. } | Frame::Goodbye { .. }) {} };
+    tokio::time::timeout(Duration::from_secs(45), silent).await.unwrap_err();
+    // Another relay has restored the Service meanwhile.
+    place.demo.world().put("services", before["services shop/web"].clone());
+    place.demo.faults().judge(None);
+    let told = tokio::time::timeout(Duration::from_secs(60), laptop.frame()).await.expect("the client is told");
+    let Frame::Goodbye { reason } = told else { panic!("{told:?}") };
+    assert!(reason.contains("the API server did not answer for "), "{reason}");
+    drop(laptop);
+    let mut again = Laptop::connect(&relay).await;
+    again.take("web.shop:80").await.unwrap();
+    again.goodbye().await;
+    place.relay_ends(relay).await;
+}

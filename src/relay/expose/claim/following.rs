@@ -58,7 +58,7 @@ impl Following {
                 for asked in claims.values() {
                     match asked.is_held() {
                         true => self.exposer.give_up(asked),
-                        false => self.exposer.end(asked, "the relay is shutting down".to_owned()),
+                        false => self.exposer.end(asked, ClaimOver::Undone("the relay is shutting down".to_owned())),
                     }
                 }
             }
@@ -233,10 +233,21 @@ impl Following {
     async fn failed(&mut self, failure: Failure, working: &[Arc<Asked>], next: Option<&Arc<Asked>>) -> Duration {
         if let Failure::Undone { ports, .. } = &failure {
             let reason = failure.to_string();
-            warn!(service = %self.name, reason, "relay: a takeover was undone");
+            // Without a renewal the relay counts as dead, and others do no wrong.
+            let silence = self.renewed.elapsed();
+            let over = match silence > lease::DURATION {
+                true => {
+                    ClaimOver::Lost(format!("the API server did not answer for {} s, and {reason}", silence.as_secs()))
+                }
+                false => ClaimOver::Undone(reason.clone()),
+            };
+            warn!(service = %self.name, reason, renewed = ?silence, "relay: a takeover was undone");
             for asked in working.iter().filter(|asked| ports.contains(&asked.request.port)) {
                 self.in_effect.remove(&asked.part());
-                self.exposer.end(asked, reason.clone());
+                self.exposer.end(asked, over.clone());
+            }
+            if let ClaimOver::Lost(_) = over {
+                return Duration::ZERO;
             }
             let found = self.exposer.kube.get(Kind::Service, &self.name.namespace, &self.name.name).await;
             self.tell(found.ok().flatten().as_ref(), Reason::TakeoverUndone, &reason).await;
@@ -244,7 +255,7 @@ impl Following {
         }
         let in_time = failure.is_temporary() && next.is_some_and(|asked| asked.at.elapsed() < CLAIM_WITHIN);
         if let Some(asked) = next.filter(|_| !in_time) {
-            self.exposer.end(asked, failure.to_string());
+            self.exposer.end(asked, ClaimOver::Undone(failure.to_string()));
             return Duration::ZERO;
         }
         let text = failure.to_string();

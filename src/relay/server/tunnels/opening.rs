@@ -290,14 +290,19 @@ impl Server {
         Ok(Some(asked))
     }
 
-    /// Tells a client that somebody else has undone its takeover, and closes the tunnel.
+    /// Tells a client that somebody else has undone its takeover, and closes the tunnel. If the relay has lost it, the client
+    /// reconnects, and claims it again.
     pub(super) async fn watch_claim(self: Arc<Self>, tunnel: Arc<Tunnel>) {
         let over = tunnel.claim().as_ref().map(Claim::over);
         let Some(over) = over else { return };
         tokio::select! {
-            reason = over => {
+            over = over => {
+                let frame = match over {
+                    ClaimOver::Undone(reason) => Frame::Refused { tunnel: tunnel.id, reason },
+                    ClaimOver::Lost(reason) => Frame::Goodbye { reason },
+                };
                 // If the queue is full, the client does not read, and the heartbeat timeout ends its session.
-                let _ = tunnel.session.frames.try_send(Frame::Refused { tunnel: tunnel.id, reason });
+                let _ = tunnel.session.frames.try_send(frame);
                 self.close(&tunnel, true);
             }
             () = tunnel.gone.cancelled() => {}
