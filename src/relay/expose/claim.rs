@@ -352,7 +352,11 @@ impl Exposer {
         services.entry(name.clone()).or_insert_with(|| {
             let claims = watch::Sender::new(Claims::new());
             let following = Following::new(self.clone(), name.clone(), claims.subscribe());
-            self.drain.spawn(following.run());
+            let followed = Followed { exposer: self.clone(), name: name.clone(), claims: claims.subscribe() };
+            self.drain.spawn(async move {
+                let _followed = followed;
+                following.run().await;
+            });
             claims
         })
     }
@@ -385,6 +389,27 @@ impl Exposer {
 
     fn services(&self) -> MutexGuard<'_, HashMap<ServiceName, watch::Sender<Claims>>> {
         self.services.lock().expect("no panic while the lock is held")
+    }
+}
+
+/// Ends the claims on a Service when its task ends for any reason, so that the next claim starts another task.
+struct Followed {
+    exposer: Arc<Exposer>,
+    name: ServiceName,
+    claims: watch::Receiver<Claims>,
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        let mut services = self.exposer.services();
+        if services.get(&self.name).is_some_and(|claims| claims.subscribe().same_channel(&self.claims)) {
+            services.remove(&self.name);
+        }
+        drop(services);
+        for asked in self.claims.borrow().values() {
+            let reason = format!("the relay no longer follows Service {}; its log has the reason", self.name);
+            asked.state.send_replace(State::Over(ClaimOver::Lost(reason)));
+        }
     }
 }
 

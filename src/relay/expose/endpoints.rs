@@ -173,7 +173,11 @@ impl Field {
             Self::Subsets => {
                 let subsets = list(value).iter().map(|subset| {
                     let mut subset = subset.clone();
-                    subset["ports"] = json!(without(list(&subset["ports"]), names));
+                    let ports = json!(without(list(&subset["ports"]), names));
+                    // Anyone may have written the annotation with the original.
+                    if let Some(subset) = subset.as_object_mut() {
+                        subset.insert("ports".to_owned(), ports);
+                    }
                     subset
                 });
                 subsets.collect()
@@ -384,6 +388,22 @@ mod tests {
             object["metadata"].as_object_mut().unwrap().remove("annotations");
         }
         object
+    }
+
+    #[test]
+    fn an_original_that_somebody_has_damaged_ends_no_task() {
+        for kept in
+            [r#"{"names":["http"],"subsets":["x",1,null,{"ports":7}]}"#, r#"{"names":7,"subsets":"x"}"#, "[]", "7"]
+        {
+            let metadata = json!({"annotations": {ORIGINAL: kept}});
+            let ports = json!([{"name": "http", "port": 80}]);
+            let object =
+                json!({"metadata": metadata, "subsets": [{"addresses": [{"ip": "10.0.0.1"}], "ports": ports}]});
+            for names in [BTreeSet::new(), BTreeSet::from(["http".to_owned()])] {
+                change(&object, Field::Subsets, &names);
+                change(&object, Field::Ports, &names);
+            }
+        }
     }
 
     #[test]
