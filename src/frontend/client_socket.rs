@@ -33,6 +33,15 @@ impl ClientSocket {
         owner_of(self.0?).ok().flatten()
     }
 
+    /// Returns whether the socket may be of the user who runs adit: false if the kernel says that another user has it. Root may
+    /// do anything anyway, and has the port-forwards of containers.
+    pub fn is_of_this_user(self) -> bool {
+        #[cfg(target_os = "linux")]
+        return self.owner().is_none_or(|(user, _)| is_trusted(user, rustix::process::getuid().as_raw()));
+        #[cfg(not(target_os = "linux"))]
+        true
+    }
+
     /// Returns whether no program has the socket any more; false if the kernel cannot tell.
     pub fn is_closed(self) -> bool {
         let Some(Pair { client, ours }) = self.0 else { return false };
@@ -47,6 +56,15 @@ impl ClientSocket {
             Err(_) => false,
         }
     }
+}
+
+/// User of sockets whose owner has no number in our user namespace (user_namespaces(7)).
+#[cfg(target_os = "linux")]
+const NOBODY: u32 = 65534;
+
+#[cfg(target_os = "linux")]
+fn is_trusted(user: u32, ours: u32) -> bool {
+    [ours, 0, NOBODY].contains(&user)
 }
 
 #[cfg(target_os = "linux")]
@@ -161,6 +179,17 @@ mod tests {
     };
 
     use super::*;
+
+    #[tokio::test]
+    async fn other_users_are_not_this_user() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        assert!(ClientSocket::between(client.local_addr().unwrap(), client.peer_addr().unwrap()).is_of_this_user());
+        assert!(ClientSocket::UNKNOWN.is_of_this_user(), "another machine");
+        for (user, is_trusted) in [(1000, true), (0, true), (NOBODY, true), (1001, false)] {
+            assert_eq!(super::is_trusted(user, 1000), is_trusted, "{user}");
+        }
+    }
 
     async fn ends_are_told_apart(listen: &str, connect: &str) {
         let listener = TcpListener::bind(listen).await.unwrap();

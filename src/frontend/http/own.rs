@@ -1,12 +1,12 @@
 //! Requests for adit's own names, which go to no pod.
 
 use futures::future::BoxFuture;
-use http::{Request, Response, header::UPGRADE};
+use http::{Request, Response, StatusCode, header::UPGRADE};
 
 use super::{
     HttpFrontend,
     admit::authority,
-    body::{Body, holding},
+    body::{Body, body_of, holding},
     exchange::Arrival,
 };
 use crate::guard::normaliser::REFUSED;
@@ -46,6 +46,13 @@ impl HttpFrontend {
             _ => return Err(request),
         };
         arrival.connection.place.settle();
+        if !arrival.connection.socket.is_of_this_user() {
+            let mut refused = Response::new(body_of(
+                "the dashboard is for the user who runs adit, and this connection is of another one\n",
+            ));
+            *refused.status_mut() = StatusCode::FORBIDDEN;
+            return Ok(refused);
+        }
         let busy = arrival.gate.as_ref().map(|gate| gate.progress.begin());
         let wants_upgrade = request.headers().contains_key(UPGRADE);
         let response = site.answer(request, authority, arrival.tls).await;
