@@ -93,6 +93,14 @@ impl Ports {
                 return Ok((listener, port));
             }
         }
+        // A lost client of the same key has less use for its port.
+        while let Some(port) = book.oldest_port(&key.name, |port| ranges.iter().any(|range| range.contains(&port))) {
+            let listener = book.listener(port).map_or_else(|| self.listen(port), Ok);
+            book.end(&Public::Port(port));
+            if let Ok(listener) = listener {
+                return Ok((listener, port));
+            }
+        }
         Err(PortError::NoneFree(ranges[0].clone()))
     }
 
@@ -133,5 +141,20 @@ mod tests {
         book.keep(Public::Port(24_102), "k", [2; 16], None);
         tokio::time::advance(RESERVED_FOR).await;
         assert_eq!(ports.open(&other, 24_102, &none, &mut book).unwrap().1, 24_102);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_gets_its_oldest_reserved_port_before_there_is_none() {
+        let (ports, mut book) = (Ports::new("127.0.0.1".parse().unwrap(), 24_110..=24_112), Reservations::default());
+        let (lost, none) = (key(Vec::new()), [0; 16]);
+        let other = Key { name: "other".into(), ..lost.clone() };
+        for port in [24_111, 24_110, 24_112] {
+            tokio::time::advance(std::time::Duration::from_secs(1)).await;
+            book.keep(Public::Port(port), "k", [port as u8; 16], None);
+        }
+        assert!(matches!(ports.open(&other, 0, &none, &mut book), Err(PortError::NoneFree(_))));
+        let open: Vec<_> = (0..3).map(|_| ports.open(&lost, 0, &none, &mut book).unwrap()).collect();
+        assert_eq!(open.iter().map(|(_, port)| *port).collect::<Vec<_>>(), [24_111, 24_110, 24_112]);
+        assert!(matches!(ports.open(&lost, 0, &none, &mut book), Err(PortError::NoneFree(_))));
     }
 }

@@ -95,6 +95,22 @@ impl Reservations {
         }
     }
 
+    /// Ends the reservation of a tunnel, unless another one has replaced it.
+    pub fn release(&mut self, public: &Public, resume: &Token) {
+        if self.kept.get(public).is_some_and(|kept| kept.resume == *resume) {
+            self.kept.remove(public);
+        }
+    }
+
+    /// Returns the port that has been reserved for a key for the longest time, of those that `is_one` selects.
+    pub fn oldest_port(&self, key: &str, is_one: impl Fn(u16) -> bool) -> Option<u16> {
+        let ports = self.kept.iter().filter(|(_, kept)| kept.key == key).filter_map(|(public, kept)| match public {
+            Public::Port(port) if is_one(*port) => Some((kept.since, *port)),
+            _ => None,
+        });
+        ports.min().map(|(_, port)| port)
+    }
+
     /// Ends a reservation, because its client is back, or another client of the same key.
     pub fn end(&mut self, public: &Public) {
         self.kept.remove(public);

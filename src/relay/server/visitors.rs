@@ -113,11 +113,18 @@ impl Server {
         if let Some(((passage, back), listener)) = after.zip(listener) {
             let over = CancellationToken::new();
             self.state().passing.insert(tunnel.port, over.clone());
-            tokio::select! {
-                () = passage.serve(&self, &listener, back) => {}
-                () = over.cancelled() => {}
-            }
+            let is_needed = tokio::select! {
+                () = passage.serve(&self, &listener, back) => false,
+                () = over.cancelled() => true,
+            };
             self.state().passing.remove(&tunnel.port);
+            if is_needed {
+                return;
+            }
+        }
+        if tunnel.exposed.is_some() {
+            // The Service has its pods again. A client that returns later can have any port.
+            self.state().reservations.release(&tunnel.public(), &tunnel.resume);
         }
     }
 

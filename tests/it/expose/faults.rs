@@ -413,6 +413,29 @@ async fn a_takeover_that_fails_halfway_passes_visitors_on_until_the_service_is_g
 }
 
 #[tokio::test]
+async fn a_port_of_a_killed_client_is_free_once_its_service_is_restored() {
+    let place = Place::new().await;
+    let before = place.objects();
+    let other = format!("\nbo {}", crate::relay::SECRET.replace(' ', "-"));
+    let relay = place.relay_with("one", "a", &other, None).await;
+    let mut killed = Laptop::connect(&relay).await;
+    let port = killed.take("web.shop:80").await.unwrap();
+    drop(killed);
+    place.is_again(&before).await;
+    let mut bo = Laptop::connect_as(&relay, "bo").await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        bo.send(Frame::Open { tunnel: 1, kind: Kind::Tcp, port, resume: [0; 16], name: String::new() }).await;
+        match bo.frame().await {
+            Frame::Opened { .. } => break,
+            other => assert!(tokio::time::Instant::now() < deadline, "{other:?}"),
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+    place.relay_ends(relay).await;
+}
+
+#[tokio::test]
 async fn a_takeover_that_is_lost_while_the_api_server_is_silent_can_be_claimed_again() {
     let place = Place::new().await;
     let before = place.objects();

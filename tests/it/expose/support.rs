@@ -267,11 +267,15 @@ pub struct Laptop {
 
 impl Laptop {
     pub async fn connect(relay: &InPod) -> Self {
+        Self::connect_as(relay, "default").await
+    }
+
+    pub async fn connect_as(relay: &InPod, key: &str) -> Self {
         let (mut tls, exporter) = relay.relay.dial().await;
-        let hello = Frame::Hello { version: 2, nonce: [1; 32], port: 0, key: "default".into() };
+        let hello = Frame::Hello { version: 2, nonce: [1; 32], port: 0, key: key.into() };
         send(&mut tls, &[hello]).await.unwrap();
         let Frame::Challenge { nonce, .. } = frame(&mut tls).await else { panic!("no challenge") };
-        let transcript = Transcript { key: "default".into(), port: 0, client: [1; 32], server: nonce, exporter };
+        let transcript = Transcript { key: key.into(), port: 0, client: [1; 32], server: nonce, exporter };
         send(&mut tls, &[Frame::Proof { proof: transcript.proof(SECRET, Role::Client) }]).await.unwrap();
         let Frame::Welcome { .. } = frame(&mut tls).await else { panic!("not welcome") };
         Self { tls, resume: [0; 16], next: 0 }

@@ -373,7 +373,13 @@ impl Server {
                     self.end_passing(|passing| passing == port);
                     sleep(Duration::from_millis(20)).await;
                 }
-                Err(PortError::NoneFree(_)) if Instant::now() < deadline && self.end_passing(|_| true) => {
+                Err(PortError::NoneFree(_)) if Instant::now() < deadline => {
+                    let ended = self.end_passing(|_| true);
+                    if ended.is_empty() {
+                        return opened;
+                    }
+                    // Their clients can have any port.
+                    ended.into_iter().for_each(|port| self.state().reservations.end(&Public::Port(port)));
                     sleep(Duration::from_millis(20)).await;
                 }
                 opened => return opened,
@@ -381,11 +387,11 @@ impl Server {
         }
     }
 
-    /// Closes ports that only pass visitors to pods, because they are needed. Returns whether there were any.
-    fn end_passing(&self, is_needed: impl Fn(u16) -> bool) -> bool {
+    /// Closes ports that only pass visitors to pods, because they are needed. Returns these ports.
+    fn end_passing(&self, is_needed: impl Fn(u16) -> bool) -> Vec<u16> {
         let state = self.state();
         let needed = state.passing.iter().filter(|(port, _)| is_needed(**port));
-        needed.inspect(|(_, over)| over.cancel()).count() > 0
+        needed.inspect(|(_, over)| over.cancel()).map(|(port, _)| *port).collect()
     }
 
     fn has_service(&self, asked: &ExposeRequest) -> bool {
