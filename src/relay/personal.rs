@@ -27,6 +27,7 @@ use tokio::{
     sync::watch,
     time::sleep,
 };
+use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use self::backend::Ways;
@@ -126,8 +127,14 @@ impl SharedPort {
         self.split.pods.clone()
     }
 
-    /// Routes the requests that match `condition` to a tunnel.
-    pub fn sit(self: &Arc<Self>, tunnel: u64, condition: &Condition) -> Seat {
+    /// Routes the requests that match `condition` to a tunnel. `back`: resolves when its claim has no effect any more.
+    pub fn sit(
+        self: &Arc<Self>,
+        tunnel: u64,
+        condition: &Condition,
+        back: impl Future<Output = ()> + Send + 'static,
+    ) -> Seat {
+        self.split.backs.spawn(back);
         self.split.parts.rcu(|parts| {
             let mut parts = Vec::clone(parts);
             parts.push(Part { tunnel, condition: condition.clone() });
@@ -151,6 +158,8 @@ struct Split {
     name: String,
     parts: ArcSwap<Vec<Part>>,
     pods: Arc<Pods>,
+    /// One task for each claim of a tunnel, until that claim has no effect any more.
+    backs: TaskTracker,
     /// Incremented with each connection to a pod, for round robin.
     turn: AtomicUsize,
     parted: Arc<Parted>,
@@ -170,6 +179,7 @@ impl Split {
             name,
             parts: ArcSwap::default(),
             pods: Arc::new(watch::Sender::new(Vec::new())),
+            backs: TaskTracker::new(),
             turn: AtomicUsize::new(0),
             parted,
             to_laptops: options(None),
@@ -216,7 +226,7 @@ impl Sites for Split {
     }
 }
 
-/// Passes visitors to the pods behind a port that is taken over as a whole, after its client is gone.
+/// Passes visitors to the pods behind a port after its client is gone.
 #[derive(Clone)]
 pub struct Passage(Arc<Split>);
 
@@ -275,6 +285,12 @@ async fn serve(server: Arc<Server>, listener: Arc<TcpListener>, split: Arc<Split
     tokio::select! {
         never = accept::accept(&listener, server.visitors(), SPARE_FILES, serve, refuse) => match never {},
         () = drain.started() => {}
+    }
+    // The relay ends, and the cluster does not know yet.
+    if server.drain().is_draining() {
+        split.backs.close();
+        let back = split.backs.clone();
+        Passage(split).serve(&server, &listener, async move { back.wait().await }).await;
     }
 }
 

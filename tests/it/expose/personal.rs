@@ -18,7 +18,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
     task::JoinHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::support::{InPod, Laptop, Place};
@@ -588,13 +588,40 @@ async fn a_port_that_somebody_puts_back_is_the_end_for_all_who_share_it() {
     place.relay_ends(relay).await;
 }
 
+/// Returns whether a visitor of a port gets the greeting of a pod.
+async fn greeted(port: u16) -> bool {
+    let Ok(mut visitor) = TcpStream::connect(("127.0.0.1", port)).await else { return false };
+    let mut greeting = [0; 3];
+    matches!(timeout(PATIENCE, visitor.read_exact(&mut greeting)).await, Ok(Ok(_)) if &greeting == b"pod")
+}
+
+#[tokio::test]
+async fn visitors_reach_the_pods_while_a_relay_ends() {
+    let place = team(greet("pod").await).await;
+    let before = place.objects();
+    for service in ["team.shop:80".to_owned(), of_user("team.shop:80", "anna")] {
+        let relay = place.relay("one", "a").await;
+        let mut laptop = Laptop::connect(&relay).await;
+        let port = laptop.take(&service).await.unwrap();
+        eventually("the pods are no longer behind the port", || async { place.served("team", "http") == [port] }).await;
+        place.demo.faults().delay("/services/team", Some(Duration::from_millis(500)));
+        relay.relay.drain.start();
+        relay.drain.start();
+        // A visitor that came before is the laptop's.
+        sleep(Duration::from_millis(50)).await;
+        for _ in 0..10 {
+            assert!(greeted(port).await, "{service}");
+            sleep(Duration::from_millis(50)).await;
+        }
+        place.demo.faults().delay("/services/team", None);
+        place.is_again(&before).await;
+        eventually("the port is closed", || async { TcpStream::connect(("127.0.0.1", port)).await.is_err() }).await;
+        place.relay_ends(relay).await;
+    }
+}
+
 #[tokio::test]
 async fn visitors_reach_the_pods_until_the_cluster_knows_that_a_port_is_given_back() {
-    async fn greeted(port: u16) -> bool {
-        let Ok(mut visitor) = TcpStream::connect(("127.0.0.1", port)).await else { return false };
-        let mut greeting = [0; 3];
-        matches!(timeout(PATIENCE, visitor.read_exact(&mut greeting)).await, Ok(Ok(_)) if &greeting == b"pod")
-    }
     let place = team(greet("pod").await).await;
     let before = place.objects();
     let relay = place.relay("one", "a").await;

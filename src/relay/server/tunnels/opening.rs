@@ -89,7 +89,9 @@ impl Server {
         let tunnel = self.register(session, &entrance, |number| {
             let condition = asked.as_ref().and_then(|asked| asked.condition.as_ref());
             let seat = match &entrance {
-                Entrance::Shared(shared) => condition.map(|condition| shared.sit(number, condition)),
+                Entrance::Shared(shared) => {
+                    condition.zip(claim.as_ref()).map(|(condition, claim)| shared.sit(number, condition, claim.back()))
+                }
                 Entrance::Port(_) | Entrance::Name(_) => None,
             };
             let listener = match &entrance {
