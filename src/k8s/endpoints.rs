@@ -63,7 +63,7 @@ pub enum PodPort {
 
 impl PodPort {
     /// Returns the port's number in a slice. Slices use the port names of the Service.
-    fn in_slice(&self, slice: &EndpointSlice) -> Option<u16> {
+    pub fn in_slice(&self, slice: &EndpointSlice) -> Option<u16> {
         match self {
             Self::Number(number) => Some(*number),
             Self::Any => Some(0),

@@ -103,7 +103,7 @@ pub async fn resolve_pods(
 /// Ports of a Service, which may have no pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ports {
-    /// TCP ports in the Service's order. Empty: it is headless without ports, or an ExternalName.
+    /// TCP ports in the Service's order. Empty: only its pods know the requested port (it is headless), or it is an ExternalName.
     pub all: Vec<ServicePort>,
     /// The requested port. `None`: only the pods know it.
     pub meant: Option<ServicePort>,
@@ -127,7 +127,7 @@ pub async fn ports_of(
         Err(AskError::NotFound) => return Err(lookup.not_found::<Service>(what, "services", service).await),
     };
     let all = tcp_ports(&spec);
-    if all.is_empty() || spec.type_.as_deref() == Some("ExternalName") {
+    if all.is_empty() || spec.type_.as_deref() == Some("ExternalName") || port_of_pods(&spec, wanted).is_some() {
         return Ok(Ports { all: Vec::new(), meant: None });
     }
     let meant = choose_port(&all, wanted).ok_or_else(|| lookup.no_port(&what, &all, wanted))?.clone();
@@ -229,11 +229,12 @@ impl Lookup<'_> {
         let what = format!("service {}/{name}", self.namespace);
         // In parallel: one round trip on HTTP/2.
         let (service, slices) = tokio::join!(self.get::<Service>(&what, name), self.slices(&what, name));
-        let spec = match service {
-            Ok(service) => service.spec.unwrap_or_default(),
+        let Service { metadata, spec } = match service {
+            Ok(service) => service,
             Err(AskError::Failed(error)) => return Err(error),
             Err(AskError::NotFound) => return Err(self.not_found::<Service>(what, "services", name).await),
         };
+        let spec = spec.unwrap_or_default();
         if let Some(alias) = self.alias(&what, &spec, wanted)? {
             return Ok(alias);
         }
@@ -244,7 +245,7 @@ impl Lookup<'_> {
         };
         let (reachable, source) = self.read(name, &spec, told, pod_port).await?;
         if reachable.pods.is_empty() {
-            return Err(self.nothing_ready(&what, name, &spec, &source).await);
+            return Err(self.nothing_ready(&what, (name, &metadata, &spec), &source).await);
         }
         let namespace = match &source {
             Source::Relay { relay: (namespace, _), .. } => namespace.clone(),
@@ -261,7 +262,7 @@ impl Lookup<'_> {
             (format!("pod {}/{name}", self.namespace), format!("service {}/{service}", self.namespace));
         let (pod, found) = tokio::join!(self.get::<Pod>(&what, name), self.get::<Service>(&of_service, service));
         let spec = match found {
-            Ok(service) => service.spec.unwrap_or_default(),
+            Ok(service) => taken_over::before(service),
             // With the permission for pods but not for Services, the user gets the pod with its own ports.
             Err(AskError::Failed(error @ ClusterError::Forbidden { .. })) => {
                 self.tell_once(&error);
@@ -372,7 +373,7 @@ impl Lookup<'_> {
     fn own_port(&self, what: &str, declared: &[ServicePort], wanted: &PortRef) -> Result<ServicePort, ClusterError> {
         match (choose_port(declared, wanted), wanted) {
             (Some(port), _) => Ok(port.clone()),
-            (None, PortRef::Number(number)) => Ok(ServicePort { number: number.get(), name: None, app_protocol: None }),
+            (None, PortRef::Number(number)) => Ok(ServicePort { number: number.get(), ..no_port() }),
             (None, _) => Err(self.no_port(what, declared, wanted)),
         }
     }
@@ -385,6 +386,9 @@ impl Lookup<'_> {
         wanted: &PortRef,
     ) -> Result<(ServicePort, PodPort), ClusterError> {
         let ports = tcp_ports(spec);
+        if let Some(number) = port_of_pods(spec, wanted) {
+            return Ok((ServicePort { number, ..no_port() }, PodPort::Number(number)));
+        }
         if !ports.is_empty() {
             let port = choose_port(&ports, wanted).ok_or_else(|| match other_protocol(spec, wanted) {
                 Some((number, protocol)) => {
@@ -404,10 +408,7 @@ impl Lookup<'_> {
             return Err(self.unsupported(what, "it has no ports", None));
         }
         // A headless Service stands for its pods, with their own ports.
-        let declared = match (wanted, self.any_pod(told).await?) {
-            (PortRef::Number(_), _) | (_, None) => Vec::new(),
-            (_, Some(pod)) => pods::ports(&pod),
-        };
+        let declared = self.any_pod(told).await?.map(|pod| pods::ports(&pod)).unwrap_or_default();
         let port = self.own_port(what, &declared, wanted)?;
         let pod_port = PodPort::Number(port.number);
         Ok((port, pod_port))
@@ -592,6 +593,14 @@ impl<K> NamespacedKind for K where
 /// Returns whether the Service is headless: it has no ClusterIP.
 fn is_headless(spec: &ServiceSpec) -> bool {
     spec.cluster_ip.as_deref() == Some("None")
+}
+
+/// Returns the requested port of a headless Service that is none of its own. Its name resolves to the addresses of the pods,
+/// which accept connections to any port.
+fn port_of_pods(spec: &ServiceSpec, wanted: &PortRef) -> Option<u16> {
+    let PortRef::Number(number) = wanted else { return None };
+    let is_own = choose_port(&tcp_ports(spec), wanted).is_some() || other_protocol(spec, wanted).is_some();
+    (is_headless(spec) && !is_own).then_some(number.get())
 }
 
 /// Returns the port for callers that requested none.

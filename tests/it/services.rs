@@ -1,6 +1,9 @@
 //! The pods behind a name: EndpointSlices of every origin, aliases, pods by name, and missing permissions.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use adit::{
     config::{KubeconfigPaths, PortRef, Workload},
@@ -209,6 +212,82 @@ async fn a_service_that_is_taken_over_means_the_relay_of_another_namespace() {
     app.finish().await;
 }
 
+/// Changes Service shop/web as a takeover does.
+fn mark_taken(demo: &Demo) {
+    let mut service = (*demo.world().get("services", "shop", "web").unwrap()).clone();
+    let taken = json!({"port": 80, "targetPort": "http", "owner": "anna (192.0.2.5)", "since": "2026-11-30T08:00:00Z"});
+    service["metadata"]["annotations"] =
+        json!({"adit/takeover": json!({"relay": "relay/relay-0/1/2", "ports": [taken]}).to_string()});
+    service["spec"]["ports"][0]["targetPort"] = json!("adit-80");
+    demo.world().put("services", service);
+}
+
+#[tokio::test]
+async fn a_pod_keeps_its_port_while_its_service_is_taken_over() {
+    let demo = start_demo().await;
+    mark_taken(&demo);
+    for port in [PortRef::Auto, PortRef::number(80).unwrap(), PortRef::Name("http".parse().unwrap())] {
+        let found = resolved(&demo, "shop", pod_of("web-6d5f-a1", "web"), port.clone()).await;
+        assert_eq!(pods(found), ["shop/web-6d5f-a1:8080"], "{port:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_takeover_without_a_relay_is_named() {
+    let demo = start_demo().await;
+    mark_taken(&demo);
+    eventually("the pods leave the port", || async {
+        let Err(error) = resolved(&demo, "shop", service("web"), PortRef::Auto).await else { return false };
+        let cause = error.cause().unwrap();
+        assert_eq!(
+            cause, "port 80 is taken over by anna (192.0.2.5), and adit finds no relay that serves it",
+            "{error}"
+        );
+        assert_eq!(error.hint().unwrap(), "if its relay is gone: adit expose restore web.shop");
+        true
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_target_port_that_is_the_name_of_no_port_of_the_pods_is_an_error_at_once() {
+    let app = TestApp::start("").await;
+    let ports = json!([{"name": "http", "port": 80, "targetPort": "htpp", "protocol": "TCP"}]);
+    put_service(
+        &app.demo,
+        "shop",
+        "typo",
+        json!({"clusterIP": "10.96.1.2", "selector": {"app": "web"}, "ports": ports}),
+    );
+    eventually("it has a slice", || async {
+        let (slices, _) = app.demo.world().list("endpointslices", Some("shop"));
+        slices.iter().any(|slice| slice["metadata"]["labels"]["kubernetes.io/service-name"] == "typo")
+    })
+    .await;
+    let says = r#"targetPort "htpp" is the name of no port of its pods"#;
+    for (forbidden, wanted) in
+        [("", "; they declare 8080 (http)"), ("pods", ""), ("endpointslices", "; they declare 8080")]
+    {
+        app.demo.faults().forbid("list", forbidden, true);
+        let found = resolved(&app.demo, "shop", service("typo"), PortRef::Auto).await.unwrap_err();
+        app.demo.faults().forbid("list", forbidden, false);
+        assert!(found.to_string().contains(&format!("{says}{wanted}")), "{forbidden}: {found}");
+    }
+    let started = Instant::now();
+    let (status, body) = app.get("typo.shop.localhost", "/").await;
+    assert!(status == 404 && body.contains("edit service typo"), "{status} {body}");
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    // A pod that starts has the port: the others are replaced.
+    let mut pod = (*app.demo.world().get("pods", "shop", "web-6d5f-b2").unwrap()).clone();
+    pod["spec"]["containers"][0]["ports"][0]["name"] = json!("htpp");
+    app.demo.world().put("pods", pod);
+    set_ready(&app.demo, "shop", "web-6d5f-b2", false);
+    app.demo.faults().forbid("list", "endpointslices", true);
+    let error = resolved(&app.demo, "shop", service("typo"), PortRef::Auto).await.unwrap_err();
+    assert_eq!(error.code().as_str(), "not-ready", "{error}");
+    app.finish().await;
+}
+
 #[tokio::test]
 async fn a_pod_that_is_no_relay_for_the_namespace_is_none() {
     for exposes in [None, Some("data"), Some("")] {
@@ -281,6 +360,17 @@ async fn a_named_pod_of_a_service_has_every_port() {
     assert_eq!(wrong.unwrap_err().code().as_str(), "no-such-port");
     let other = resolved(&demo, "shop", pod_of("tools-0", "web"), PortRef::Auto).await.unwrap_err();
     assert!(other.to_string().contains("not one of the pods of service shop/web"), "{other}");
+}
+
+#[tokio::test]
+async fn a_headless_service_has_every_port_of_its_pods() {
+    let demo = start_demo().await;
+    for (port, number) in [(9187, 9187), (5432, 5432)] {
+        let found = resolved(&demo, "data", service("postgres"), PortRef::number(port).unwrap()).await;
+        assert_eq!(pods(found), ["data/postgres-0", "data/postgres-1"].map(|pod| format!("{pod}:{number}")));
+    }
+    let error = resolved(&demo, "data", service("postgres"), PortRef::Name("http".parse().unwrap())).await.unwrap_err();
+    assert_eq!(error.code().as_str(), "no-such-port");
 }
 
 #[tokio::test]

@@ -1,20 +1,24 @@
 //! Errors for a Service or a pod that cannot be reached. Their look-ups happen only after a failure.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{
     Api,
     api::{ListParams, ObjectMeta},
     core::PartialObjectMeta,
 };
 
-use super::{Lookup, NamespacedKind, Source};
+use super::{Lookup, NamespacedKind, Source, taken_over::takeover};
 use crate::{
     config::{PortRef, Workload, near::near, shell::quoted},
     k8s::{
         ClusterError, ServicePort,
         client::AskError,
-        endpoints,
+        endpoints::{self, InSlices, PodPort},
         objects::{Namespace as NamespaceObject, Pod, ServiceSpec},
         pods,
     },
@@ -97,35 +101,65 @@ impl Lookup<'_> {
         format!("{} -n {} get pods -l {}", self.cluster.kubectl(), self.namespace, quoted(selector))
     }
 
-    /// Returns the error for a Service without a reachable pod.
+    /// Returns the error for a Service without a reachable pod. `service`: its name, metadata and spec.
     pub(super) async fn nothing_ready(
         &self,
         what: &str,
-        name: &str,
-        spec: &ServiceSpec,
+        service: (&str, &ObjectMeta, &ServiceSpec),
         source: &Source,
     ) -> ClusterError {
+        let (name, metadata, spec) = service;
         if let Source::Slices { slices, port, .. } | Source::Endpoints { slices, port, .. } = source {
             let outside = endpoints::in_slices(slices, port, &self.namespace).addresses;
             if !outside.is_empty() {
                 return self.outside(what, outside.into_iter().collect());
             }
         }
-        let context = self.cluster.context.clone();
+        let not_ready = |cause: String, hint: String| {
+            let (what, context) = (what.to_owned(), self.cluster.context.clone());
+            ClusterError::NotReady { what, context, cause, hint }
+        };
+        let target = match source {
+            Source::Slices { port: PodPort::OfService { target, .. }, .. }
+            | Source::Selected { port: PodPort::OfService { target, .. }, .. } => Some(target),
+            _ => None,
+        };
+        if let Some(takeover) = target.and_then(|target| takeover(metadata, target)) {
+            let hint = format!("if its relay is gone: adit expose restore {name}.{}", self.namespace);
+            return not_ready(format!("{takeover}, and adit finds no relay that serves it"), hint);
+        }
         let selector: Vec<String> =
             spec.selector.iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
         if selector.is_empty() {
-            let (cause, hint) = ("its endpoints name no ready pod".to_owned(), self.get_slices(name));
-            return ClusterError::NotReady { what: what.to_owned(), context, cause, hint };
+            return not_ready("its endpoints name no ready pod".to_owned(), self.get_slices(name));
         }
         let selector = selector.join(",");
-        let cause = match self.list_pods(ListParams::default().labels(&selector).limit(100)).await {
-            Ok(list) if list.items.is_empty() => "no pods: the workload may be scaled to 0".to_owned(),
-            Ok(list) => describe(&list.items),
-            // The pods' state is optional: the EndpointSlices are what counts.
+        let pods = self.list_pods(ListParams::default().labels(&selector).limit(100)).await;
+        // The pods' state is optional: the EndpointSlices are what counts.
+        let pods = pods.as_ref().map(|list| list.items.as_slice());
+        if let Some(IntOrString::String(target)) = target
+            && is_undeclared(source, pods.unwrap_or_default())
+        {
+            return self.undeclared(what, name, target, pods.unwrap_or_default());
+        }
+        let cause = match pods {
+            Ok([]) => "no pods: the workload may be scaled to 0".to_owned(),
+            Ok(pods) => describe(pods),
             Err(_) => "its EndpointSlices name no ready pod".to_owned(),
         };
-        ClusterError::NotReady { what: what.to_owned(), context, cause, hint: self.get_pods(&selector) }
+        not_ready(cause, self.get_pods(&selector))
+    }
+
+    /// Returns the error for a `targetPort` that is the name of no port of the pods.
+    fn undeclared(&self, what: &str, name: &str, target: &str, pods: &[Pod]) -> ClusterError {
+        let declared: BTreeSet<String> = pods.iter().flat_map(pods::ports).map(|port| port.to_string()).collect();
+        let declared = match declared.is_empty() {
+            true => String::new(),
+            false => format!("; they declare {}", declared.into_iter().collect::<Vec<_>>().join(", ")),
+        };
+        let why = format!("its targetPort {target:?} is the name of no port of its pods{declared}");
+        let edit = format!("{} -n {} edit service {name}", self.cluster.kubectl(), self.namespace);
+        self.unsupported(what, &why, Some(edit))
     }
 
     pub(super) fn outside(&self, what: &str, addresses: Vec<(IpAddr, u16)>) -> ClusterError {
@@ -174,6 +208,20 @@ impl Lookup<'_> {
     }
 }
 
+/// Returns whether pods are ready, but neither they nor those that start have a port of the name in `targetPort`. `pods`:
+/// empty if they could not be listed.
+fn is_undeclared(source: &Source, pods: &[Pod]) -> bool {
+    let (Source::Slices { port, .. } | Source::Selected { port, .. }) = source else { return false };
+    let is_ready = match source {
+        Source::Slices { slices, .. } => {
+            endpoints::in_slices(slices, &PodPort::Any, "") != InSlices::default()
+                && !slices.iter().any(|slice| port.in_slice(slice).is_some())
+        }
+        _ => pods.iter().any(pods::is_ready),
+    };
+    is_ready && !pods.iter().any(|pod| port.in_pod(pod).is_some())
+}
+
 /// Returns `0 of 2 pods ready (web-7c4: CrashLoopBackOff, web-9f1: terminating)`, with a few pods at most.
 fn describe(all: &[Pod]) -> String {
     const MOST: usize = 3;
@@ -188,5 +236,8 @@ fn describe(all: &[Pod]) -> String {
     if not_ready.len() > MOST {
         reasons.push(format!("and {} more", not_ready.len() - MOST));
     }
-    format!("{ready} of {} pods ready ({})", all.len(), reasons.join(", "))
+    match reasons.is_empty() {
+        true => format!("its EndpointSlices name none of its {ready} ready pods"),
+        false => format!("{ready} of {} pods ready ({})", all.len(), reasons.join(", ")),
+    }
 }
