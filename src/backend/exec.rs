@@ -10,6 +10,7 @@ pub mod stream;
 
 use std::{
     collections::HashMap,
+    io,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -21,9 +22,10 @@ use futures::future::BoxFuture;
 use tokio::{
     io::AsyncReadExt,
     sync::watch,
+    task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
-use tracing::debug;
+use tracing::{debug, info};
 
 use self::{
     left::Leavable,
@@ -40,14 +42,15 @@ use crate::{
     k8s::{
         ClusterError,
         client::{Cluster, Clusters},
-        endpoints::ReadyPod,
+        endpoints::{Reachable, ReadyPod},
         pods,
-        resolve::resolve_pods,
+        resolve::{Resolution, Source, resolve_pods},
         upgrade::{
             self, UpgradeError,
             exec::{ExecTransport, Executed, exec_by, outdone},
             probation,
         },
+        watch::follow,
     },
     routing::PodTarget,
 };
@@ -64,8 +67,11 @@ const SLOW_EXEC: Duration = Duration::from_secs(5);
 /// Pause after an exec that the API server or the node could not do at that moment.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Program of a container, by pod UID, container and configured method.
-type Programs = Mutex<HashMap<(String, Option<Label>, JumpMethod), Program>>;
+/// Pod UID, container and configured method.
+type ProgramKey = (String, Option<Label>, JumpMethod);
+
+/// Programs of the containers.
+type Programs = Mutex<HashMap<ProgramKey, Program>>;
 
 /// The backend of jump hosts.
 pub struct Exec {
@@ -94,14 +100,14 @@ impl Exec {
             }
             found => found?,
         };
-        let (namespace, pods) = (found.namespace, found.reachable.pods);
+        let pods = &found.reachable.pods;
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % pods.len();
         let (before, after) = pods.split_at(turn);
         let mut first_error = None;
         let mut left = after.iter().chain(before).take(MOST_PODS);
         while let Some(pod) = left.next() {
             let others = left.size_hint().0 > 0;
-            let opening = self.open_through(&cluster, &namespace, pod, jump, pods.len() > 1);
+            let opening = self.open_through(&cluster, &found, pod, jump);
             let opened = match others {
                 true => cluster.within(SLOW_EXEC, opening).await.unwrap_or_else(|| Err(slow(&cluster, pod))),
                 false => opening.await,
@@ -115,16 +121,15 @@ impl Exec {
         Err(first_error.unwrap_or(OpenError::Stopped))
     }
 
-    /// Opens a session through one pod. `has_others`: another pod would do as well.
+    /// Opens a session through one of the pods that were found.
     async fn open_through(
         &self,
         cluster: &Arc<Cluster>,
-        namespace: &Namespace,
+        found: &Resolution,
         pod: &ReadyPod,
         jump: &Jump,
-        has_others: bool,
     ) -> Result<JumpSession, OpenError> {
-        let (cluster, namespace, pod) = (cluster.clone(), namespace.clone(), pod.clone());
+        let (cluster, namespace, pod) = (cluster.clone(), found.namespace.clone(), pod.clone());
         let mut jump = jump.clone();
         // Without permission to get the pod, the node says what is wrong.
         if let Some(containers) = pods::containers(&cluster, &namespace, &pod.name).await {
@@ -145,19 +150,19 @@ impl Exec {
             port: ServicePort { number: port, name: None, app_protocol: None },
             protocol: program.name(),
         };
-        let placement = Placement::new(&way.pod.name);
-        let closed = watch::Sender::new(None);
-        let drain = self.drain.clone();
+        let entry = Entry { placement: Placement::new(&way.pod.name), closed: watch::Sender::new(None) };
+        let following = tokio::spawn(follow_pod(way.clone(), found.source.clone(), entry.clone()));
         Ok(JumpSession {
             way,
             program,
+            programs: self.programs.clone(),
             endpoint,
-            placement,
-            has_others,
+            entry,
+            has_others: found.reachable.pods.len() > 1,
             answers: AtomicUsize::new(0),
-            closed,
             gauges: Arc::default(),
-            drain,
+            drain: self.drain.clone(),
+            following,
         })
     }
 }
@@ -229,9 +234,13 @@ impl Way {
         ExecStream::new(executed, self.jump.target.to_string(), self.pod.name.to_string())
     }
 
+    fn program_key(&self) -> ProgramKey {
+        (self.pod.uid.clone(), self.jump.container.clone(), self.jump.method)
+    }
+
     /// Returns the program to run: the configured one, else the first that the container has.
     async fn program(self: &Arc<Self>, known: &Programs) -> Result<Program, OpenError> {
-        let key = (self.pod.uid.clone(), self.jump.container.clone(), self.jump.method);
+        let key = self.program_key();
         let remembered = known.lock().expect("no panic while the lock is held").get(&key).copied();
         if let Some(program) = remembered {
             return Ok(program);
@@ -281,6 +290,12 @@ impl Way {
         if matches!(ended, Ok(Err(_))) && stream.is_without_program() {
             return Ok(None);
         }
+        // A check that did not end by itself says nothing about the program.
+        match ended {
+            Err(_) => return Err(self.cluster.timed_out(self.checking(name), PROBE_TIMEOUT).into()),
+            Ok(Err(error)) if !stream.has_exited() => return Err(self.cut_off(name, &error)),
+            Ok(_) => {}
+        }
         if name == "socat" {
             return Ok(Some(Program::Socat));
         }
@@ -288,8 +303,25 @@ impl Way {
         Ok(Some(Program::Nc(Nc::of_help(&String::from_utf8_lossy(&said)))))
     }
 
-    /// Ends a process in the container. A shell has `kill` where the image has no such program.
+    fn checking(&self, name: &str) -> String {
+        format!("checking pod {}/{} for {name}", self.namespace, self.pod.name)
+    }
+
+    fn cut_off(&self, name: &str, error: &io::Error) -> OpenError {
+        ClusterError::Unavailable {
+            context: self.cluster.context.clone(),
+            reason: format!("{}: {error}", self.checking(name)),
+            retry_after: None,
+            hint: format!("{} -n {} get pods", self.cluster.kubectl(), self.namespace),
+        }
+        .into()
+    }
+
+    /// Ends a process in the container, unless that needs a sign-in: nobody waits for one. A shell has `kill` where the image has no such program.
     async fn end(self: Arc<Self>, pid: u32) {
+        if !self.cluster.has_credential() {
+            return;
+        }
         let command = ["sh".to_owned(), "-c".to_owned(), format!("kill {pid}")];
         if let Ok(mut stream) = self.exec(&command).await {
             let mut said = Vec::new();
@@ -314,19 +346,54 @@ fn help(name: &str) -> [String; 2] {
     [name.to_owned(), if name == "socat" { "-V" } else { "-h" }.to_owned()]
 }
 
+/// Takes new streams until it is closed.
+#[derive(Clone)]
+struct Entry {
+    placement: Placement,
+    closed: watch::Sender<Option<CloseReason>>,
+}
+
+impl Entry {
+    fn close(&self, reason: CloseReason) -> CloseReason {
+        self.placement.leave();
+        self.closed.send_replace(Some(reason.clone()));
+        reason
+    }
+}
+
+/// Closes `entry` once the pod is terminating, not ready or gone while other pods are ready. Its open streams stay open.
+async fn follow_pod(way: Arc<Way>, source: Source, entry: Entry) {
+    let tell = |reachable: Reachable| {
+        // Without another pod, a next session could only fail, and this pod may still run commands.
+        if !reachable.pods.is_empty() && !reachable.pods.contains(&way.pod) && entry.closed.borrow().is_none() {
+            let detail = format!("pod {} is terminating, not ready, or gone", way.pod.name);
+            info!(pod = &*way.pod.name, "takes no new streams: terminating, not ready, or gone");
+            entry.close(CloseReason::PodGone { detail });
+        }
+    };
+    way.cluster.replaced().run_until_cancelled(follow(&way.cluster, &way.namespace, source, tell)).await;
+}
+
 /// A session through a pod.
 struct JumpSession {
     way: Arc<Way>,
     program: Program,
+    programs: Arc<Programs>,
     endpoint: Endpoint,
-    placement: Placement,
+    entry: Entry,
     /// Whether another pod would do as well.
     has_others: bool,
     /// Number of execs that were answered.
     answers: AtomicUsize,
-    closed: watch::Sender<Option<CloseReason>>,
     gauges: Arc<SessionGauges>,
     drain: Drain,
+    following: JoinHandle<()>,
+}
+
+impl Drop for JumpSession {
+    fn drop(&mut self) {
+        self.following.abort();
+    }
 }
 
 impl JumpSession {
@@ -355,6 +422,7 @@ impl JumpSession {
                 if let Program::Nc(Nc { announces: true, .. }) = self.program {
                     stream.expect_announcement();
                 }
+                stream.if_without_program(self.forget_program());
                 let counted = (self.gauges.count_stream(), self.gauges.count_connection());
                 let stream: BoxedIo = match self.program {
                     Program::Socat => {
@@ -365,7 +433,7 @@ impl JumpSession {
                     }
                     Program::Nc(_) => Box::new(Held::new(stream, counted)),
                 };
-                Ok((stream, self.placement.clone()))
+                Ok((stream, self.entry.placement.clone()))
             }
             Err(error) => {
                 let reason = match error {
@@ -382,7 +450,7 @@ impl JumpSession {
                         CloseReason::Lost { detail: error.to_string() }
                     }
                 };
-                Err(ConnectError::Over(self.close(reason)))
+                Err(ConnectError::Over(self.entry.close(reason)))
             }
         }
     }
@@ -391,11 +459,15 @@ impl JumpSession {
         self.answers.load(Ordering::Relaxed)
     }
 
-    /// Takes no new streams from now on.
-    fn close(&self, reason: CloseReason) -> CloseReason {
-        self.placement.leave();
-        self.closed.send_replace(Some(reason.clone()));
-        reason
+    /// Returns a function for an exec that finds no program: the container has changed, and the next session checks it again.
+    fn forget_program(&self) -> impl FnOnce() + Send + use<> {
+        let (programs, key, entry) = (self.programs.clone(), self.way.program_key(), self.entry.clone());
+        move || {
+            let was_known = programs.lock().expect("no panic while the lock is held").remove(&key).is_some();
+            if was_known {
+                entry.close(CloseReason::Lost { detail: "the program is not in the container any more".to_owned() });
+            }
+        }
     }
 }
 
@@ -426,7 +498,7 @@ impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
         // If the client leaves sooner, the pod may still be fine.
         if self.since.is_some_and(|since| since.elapsed() >= SLOW_EXEC) && self.is_dead() {
-            self.session.close(self.reason());
+            self.session.entry.close(self.reason());
         }
     }
 }
@@ -437,7 +509,7 @@ impl Session for JumpSession {
     }
 
     fn closed(&self) -> BoxFuture<'_, CloseReason> {
-        Box::pin(CloseReason::of_session(self.closed.subscribe(), &self.way.cluster))
+        Box::pin(CloseReason::of_session(self.entry.closed.subscribe(), &self.way.cluster))
     }
 
     fn endpoint(&self) -> &Endpoint {

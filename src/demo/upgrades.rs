@@ -170,9 +170,15 @@ pub fn execs(sandbox: Sandbox, mut request: Request<Incoming>, node: Arc<Node>) 
     let tasks: Tasks = node.tasks.clone();
     tasks.spawn(async move {
         let Ok(upgraded) = upgrading.await else { return };
-        match is_spdy {
-            true => exec::over_spdy(TokioIo::new(upgraded), node, sandbox, asked).await,
-            false => exec::over_channels(TokioIo::new(upgraded), node, sandbox, asked).await,
+        let served = async {
+            match is_spdy {
+                true => exec::over_spdy(TokioIo::new(upgraded), node.clone(), sandbox, asked).await,
+                false => exec::over_channels(TokioIo::new(upgraded), node.clone(), sandbox, asked).await,
+            }
+        };
+        tokio::select! {
+            () = served => {}
+            () = node.faults.upgrades_are_dropped() => {}
         }
     });
     response

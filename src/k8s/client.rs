@@ -373,6 +373,11 @@ impl Cluster {
         said.len() < MOST_SAID && said.insert(text.to_owned())
     }
 
+    /// Returns whether a request needs no sign-in. Requests that nobody waits for start none.
+    pub fn has_credential(&self) -> bool {
+        self.user.present().is_some()
+    }
+
     /// Returns the user of the requests.
     pub(super) fn user(&self) -> &User {
         &self.user

@@ -2,13 +2,14 @@
 
 use std::{net::TcpListener, time::Duration};
 
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::{Instant, timeout},
 };
 
-use crate::support::{PATIENCE, TestApp, every_byte_returns};
+use crate::support::{PATIENCE, TestApp, eventually, every_byte_returns};
 
 async fn app(jump: &str) -> TestApp {
     let local = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -95,6 +96,81 @@ async fn a_pod_whose_node_hangs_is_left_for_the_next_one() {
     let before = app.demo.faults().requests_seen(&used);
     let results = [echoes().await, echoes().await, echoes().await];
     assert!(results[2], "{results:?}, {} more execs in the pod", app.demo.faults().requests_seen(&used) - before);
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_check_for_a_program_that_is_cut_off_is_repeated() {
+    let app = app("via: {pod: tools-0}, target: {host: tools.shop, port: 7000}, method: nc").await;
+    let faults = app.demo.faults();
+    faults.freeze(true);
+    let echo = async {
+        let mut stream = TcpStream::connect(app.tcp[0]).await.unwrap();
+        stream.write_all(b"word").await.unwrap();
+        let mut word = [0; 4];
+        timeout(PATIENCE, stream.read_exact(&mut word)).await.unwrap().unwrap();
+    };
+    let cut = async {
+        eventually("the check is cut off", async || {
+            faults.drop_upgraded_connections();
+            faults.requests_seen("/exec") > 1
+        })
+        .await;
+        faults.freeze(false);
+    };
+    tokio::join!(echo, cut);
+    assert!(faults.requests_seen("/exec") >= 3, "two checks and a connection: {}", faults.requests_seen("/exec"));
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_pod_that_is_not_ready_gets_no_new_connections_and_keeps_those_it_has() {
+    let app = app("via: {service: web}, target: {host: tools.shop, port: 7000}, method: socat").await;
+    let execs = |pod: &str| app.demo.faults().requests_seen(&format!("/{pod}/exec"));
+    let echo = async |stream: &mut TcpStream| {
+        stream.write_all(b"word").await.unwrap();
+        let mut word = [0; 4];
+        timeout(PATIENCE, stream.read_exact(&mut word)).await.unwrap().unwrap();
+    };
+    let end = async |mut stream: TcpStream| {
+        stream.shutdown().await.unwrap();
+        assert_eq!(timeout(PATIENCE, stream.read(&mut [0; 1])).await.unwrap().unwrap(), 0);
+    };
+    let echo_once = async || {
+        let mut stream = TcpStream::connect(app.tcp[0]).await.unwrap();
+        echo(&mut stream).await;
+        end(stream).await;
+    };
+    let mut first = TcpStream::connect(app.tcp[0]).await.unwrap();
+    echo(&mut first).await;
+    let pods = ["web-6d5f-a1", "web-6d5f-b2"];
+    let [used, other] = if execs(pods[0]) > 0 { pods } else { [pods[1], pods[0]] };
+    let mut pod = (*app.demo.world().get("pods", "shop", used).unwrap()).clone();
+    pod["status"]["conditions"] = json!([{"type": "Ready", "status": "False"}]);
+    pod["status"]["containerStatuses"][0]["ready"] = json!(false);
+    app.demo.world().put("pods", pod);
+    eventually("the other pod is used", async || {
+        echo_once().await;
+        execs(other) > 0
+    })
+    .await;
+    let before = execs(used);
+    echo_once().await;
+    assert_eq!(execs(used), before);
+    echo(&mut first).await;
+    end(first).await;
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn without_the_permission_to_watch_a_jump_works() {
+    let app = app("via: {service: web}, target: {host: tools.shop, port: 7000}").await;
+    for resource in ["pods", "endpointslices"] {
+        app.demo.faults().forbid("watch", resource, true);
+    }
+    for _ in 0..3 {
+        every_byte_returns(app.tcp[0], 5_000).await;
+    }
     app.finish().await;
 }
 

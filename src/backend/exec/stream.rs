@@ -44,6 +44,9 @@ const QUIET_AFTER_SERVER: Duration = Duration::from_millis(500);
 const QUIET_CLIENT: Duration = Duration::from_millis(200);
 const LONGEST_AFTER_SERVER: Duration = Duration::from_secs(1);
 
+/// Exit codes of a program that was stopped: 128 + SIGKILL, 128 + SIGTERM.
+const STOPPED: [&str; 2] = ["137", "143"];
+
 pub struct ExecStream {
     framing: Framing,
     target: String,
@@ -65,6 +68,8 @@ pub struct ExecStream {
     /// Deadline by which the program has to report its connection.
     connected_by: Option<Pin<Box<Sleep>>>,
     probation: Option<Probation>,
+    /// Called if the exec ends because the container has no such program.
+    if_without_program: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// Resolves once the server has been silent for too long, with the reason to give up the stream. `None`: the stream stays.
@@ -91,7 +96,13 @@ impl ExecStream {
             close_sent: false,
             connected_by: None,
             probation: None,
+            if_without_program: None,
         }
+    }
+
+    /// Calls `act` if the exec ends because the container has no such program.
+    pub fn if_without_program(&mut self, act: impl FnOnce() + Send + 'static) {
+        self.if_without_program = Some(Box::new(act));
     }
 
     /// Watches the server until it has sent anything. Pings it, so that it answers even while the program is silent.
@@ -133,17 +144,29 @@ impl ExecStream {
 
     /// Returns whether the exec ended because the container has no such program.
     pub fn is_without_program(&self) -> bool {
+        // Some container runtimes report it as an exit code, as shells do. Programs report missing files and hosts with others.
+        if !matches!(exit_code(&self.status()), None | Some("126" | "127")) {
+            return false;
+        }
         let said = [&self.stderr[..], &self.status].concat();
         let said = String::from_utf8_lossy(&said).to_ascii_lowercase();
         ["executable file not found", "no such file or directory", "not found"].iter().any(|words| said.contains(words))
     }
 
+    /// Returns whether the program has exited by itself, with any code.
+    pub fn has_exited(&self) -> bool {
+        exit_code(&self.status()).is_some_and(|code| !STOPPED.contains(&code))
+    }
+
+    fn status(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.status).unwrap_or_default()
+    }
+
     /// Returns the error that the stream ends with. `None`: a clean end, as far as adit knows.
     fn fault(&self) -> Option<StreamFault> {
-        let status: serde_json::Value = serde_json::from_slice(&self.status).unwrap_or_default();
+        let status = self.status();
         let has_failed = status["status"] == "Failure";
-        let causes = status["details"]["causes"].as_array().into_iter().flatten();
-        let code = causes.filter(|cause| cause["reason"] == "ExitCode").find_map(|cause| cause["message"].as_str());
+        let code = exit_code(&status);
         match &self.reports.server_ended {
             Some(ServerEnd::Broken(reason)) => return Some(self.broke(reason.clone())),
             // After the server's FIN, socat fails only if the server accepts no more bytes, which is not an error of the answer.
@@ -159,8 +182,7 @@ impl ExecStream {
             let message = status["message"].as_str().map(printable).unwrap_or_default();
             let detail = match code {
                 _ if !said.is_empty() => said,
-                // 128 + SIGKILL, 128 + SIGTERM.
-                Some("137" | "143") => format!("the pod or its container was stopped ({message})"),
+                Some(code) if STOPPED.contains(&code) => format!("the pod or its container was stopped ({message})"),
                 _ => message,
             };
             return Some(match self.reports.is_connected || self.last_read.is_some() {
@@ -264,6 +286,11 @@ impl AsyncRead for ExecStream {
                 return Poll::Ready(Ok(()));
             }
             if this.ended {
+                if let Some(act) = this.if_without_program.take()
+                    && this.is_without_program()
+                {
+                    act();
+                }
                 return Poll::Ready(this.fault().map_or(Ok(()), |fault| Err(fault.into())));
             }
             match this.framing.poll_next(cx) {
@@ -298,6 +325,12 @@ impl AsyncRead for ExecStream {
             }
         }
     }
+}
+
+/// Returns the program's exit code in the Status object. `None`: it has none.
+fn exit_code(status: &serde_json::Value) -> Option<&str> {
+    let causes = status["details"]["causes"].as_array()?;
+    causes.iter().filter(|cause| cause["reason"] == "ExitCode").find_map(|cause| cause["message"].as_str())
 }
 
 fn lost(detail: String) -> io::Error {
@@ -339,6 +372,7 @@ impl Io for ExecStream {}
 #[cfg(test)]
 mod tests {
     use bytes::BytesMut;
+    use serde_json::json;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
@@ -389,6 +423,39 @@ mod tests {
         let mut out = String::new();
         let error = stream.read_to_string(&mut out).await.unwrap_err();
         assert!(error.to_string().contains("without a status"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_told_from_a_program_that_reports_something_missing() {
+        let code = |code: u8, message: &str| {
+            json!({"status": "Failure", "message": message,
+                "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]}})
+        };
+        let missing = r#"exec: "socat": executable file not found in $PATH"#;
+        let internal = json!({"status": "Failure", "reason": "InternalError", "message": missing});
+        for (status, is_missing, has_exited) in [
+            (internal, true, false),
+            (code(127, missing), true, true),
+            (code(1, "socat: /run/db.sock: No such file or directory"), false, true),
+            (code(137, "command terminated with exit code 137"), false, false),
+            (json!({"status": "Success"}), false, false),
+        ] {
+            let (near, mut far) = duplex(1 << 16);
+            let (transport, protocol) = (ExecTransport::WebSocket, ExecProtocol::V5);
+            let executed = Executed { io: Box::new(near), transport, protocol, took: Duration::ZERO };
+            let mut stream = ExecStream::new(executed, "db:5432".to_owned(), "jump".to_owned());
+            let (told, is_told) = std::sync::mpsc::channel();
+            stream.if_without_program(move || told.send(()).unwrap());
+            let mut said = BytesMut::new();
+            put_frame(&mut said, Opcode::Binary, format!("\u{3}{status}").as_bytes(), None);
+            far.write_all(&said).await.unwrap();
+            let ended = stream.read_to_end(&mut Vec::new()).await;
+            assert_eq!(
+                (is_told.try_recv().is_ok(), stream.has_exited()),
+                (is_missing, has_exited),
+                "{status} {ended:?}"
+            );
+        }
     }
 
     #[tokio::test]

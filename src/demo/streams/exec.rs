@@ -127,8 +127,12 @@ async fn run(node: &Node, sandbox: &Sandbox, request: &Request, mut stdio: Stdio
             None => std::future::pending().await,
         }
     };
+    let running = async {
+        node.faults.thaws().await;
+        shell::run(node, sandbox, &request.command, stdio).await
+    };
     let code = tokio::select! {
-        code = shell::run(node, sandbox, &request.command, stdio) => code,
+        code = running => code,
         () = ended => 137,
     };
     if code == 0 {
