@@ -557,3 +557,18 @@ async fn idle_connections_outlive_a_gateway_that_cuts_silence() {
     ];
     futures::future::join_all(cases.map(case)).await;
 }
+
+#[tokio::test]
+async fn an_upgrade_that_outlives_its_caller_serves_the_next_one() {
+    let app = TestApp::start("").await;
+    assert_eq!(app.get("tools.shop.localhost", "/whoami").await.0, 200);
+    let faults = app.demo.faults();
+    faults.delay("/portforward", Some(Duration::from_secs(12)));
+    faults.drop_upgraded_connections();
+    let started = Instant::now();
+    let (first, _) = app.get("tools.shop.localhost", "/whoami").await;
+    let (second, body) = app.get("tools.shop.localhost", "/whoami").await;
+    assert_eq!((first, second), (504, 200), "{body}");
+    assert!(started.elapsed() < Duration::from_secs(16), "{:?}", started.elapsed());
+    app.finish().await;
+}

@@ -2,17 +2,29 @@
 
 use std::{future::Future, time::Duration};
 
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{
+    sync::Mutex,
+    task::{JoinError, JoinSet},
+    time::Instant,
+};
 
 use crate::backend::StreamFault;
 
 /// Minimum time between dials to a node that restarts, for all clients together.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The lock of the dial in progress. Holds the last failure, unless a later dial succeeded.
+/// The lock of the dial in progress.
 #[derive(Default)]
 pub struct Dialling {
-    turn: Mutex<Option<Failure>>,
+    turn: Mutex<Turn>,
+}
+
+#[derive(Default)]
+struct Turn {
+    /// The last failure, unless a later dial succeeded.
+    failure: Option<Failure>,
+    /// The shared dial, a task of its own: it goes on if all callers leave, and ends with this object.
+    running: JoinSet<Option<Failure>>,
 }
 
 struct Failure {
@@ -37,26 +49,38 @@ impl Failure {
 }
 
 impl Dialling {
-    /// Waits for its turn. Then returns the connection or the failure of the dial that it waited for, or dials.
+    /// Waits for its turn, and for the dial in progress or a new one. Then returns what `made` finds: the dial stores its
+    /// connection there. `None`: another caller has it.
     ///
     /// # Errors
     /// The dial has failed: this one, or the one before it.
     pub async fn share<T>(
         &self,
-        made: impl FnOnce() -> Option<T>,
-        dial: impl Future<Output = Result<T, StreamFault>>,
-    ) -> Result<T, StreamFault> {
+        made: impl Fn() -> Option<T>,
+        dial: impl Future<Output = Result<(), StreamFault>> + Send + 'static,
+    ) -> Result<Option<T>, StreamFault> {
         let came = Instant::now();
-        let mut last = self.turn.lock().await;
+        let mut turn = self.turn.lock().await;
+        // A dial whose callers have left may have ended since.
+        while let Some(ended) = turn.running.try_join_next() {
+            turn.failure = failure_of(ended);
+        }
         if let Some(made) = made() {
-            return Ok(made);
+            return Ok(Some(made));
         }
-        if let Some(failure) = last.as_ref().filter(|failure| failure.is_for(came)) {
-            return Err(failure.fault.clone());
+        if turn.running.is_empty() {
+            if let Some(failure) = turn.failure.as_ref().filter(|failure| failure.is_for(came)) {
+                return Err(failure.fault.clone());
+            }
+            turn.running.spawn(async move { Failure::of(&dial.await) });
         }
-        let dialled = dial.await;
-        *last = Failure::of(&dialled);
-        dialled
+        if let Some(ended) = turn.running.join_next().await {
+            turn.failure = failure_of(ended);
+        }
+        match &turn.failure {
+            Some(failure) => Err(failure.fault.clone()),
+            None => Ok(made()),
+        }
     }
 
     /// Dials concurrently, because each client needs a connection of its own. After a failure only one client dials,
@@ -66,27 +90,37 @@ impl Dialling {
     /// Those of [`share`](Self::share).
     pub async fn beside<T>(&self, dial: impl Future<Output = Result<T, StreamFault>>) -> Result<T, StreamFault> {
         let came = Instant::now();
-        let mut last = self.turn.lock().await;
-        if let Some(failure) = &*last {
+        let mut turn = self.turn.lock().await;
+        if let Some(failure) = &turn.failure {
             if failure.is_for(came) {
                 return Err(failure.fault.clone());
             }
             let dialled = dial.await;
-            *last = Failure::of(&dialled);
+            turn.failure = Failure::of(&dialled);
             return dialled;
         }
-        drop(last);
+        drop(turn);
         let dialled = dial.await;
         if dialled.is_err() {
-            *self.turn.lock().await = Failure::of(&dialled);
+            self.turn.lock().await.failure = Failure::of(&dialled);
         }
         dialled
     }
 }
 
+fn failure_of(ended: Result<Option<Failure>, JoinError>) -> Option<Failure> {
+    ended.unwrap_or_else(|error| {
+        let fault = StreamFault::Lost { detail: format!("the dial was ended: {error}") };
+        Some(Failure { at: Instant::now(), fault })
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
 
     use futures::future::join_all;
     use tokio::time::{advance, sleep};
@@ -99,14 +133,17 @@ mod tests {
 
     /// Dials for several clients at once. Returns their results, and the number of dials.
     async fn dial(dialling: &Dialling, clients: usize, result: Result<(), StreamFault>) -> (Vec<bool>, usize) {
-        let dials = AtomicUsize::new(0);
-        let dial = || async {
-            dials.fetch_add(1, Ordering::SeqCst);
-            sleep(Duration::from_millis(7)).await;
-            result.clone()
+        let dials = Arc::new(AtomicUsize::new(0));
+        let dial = || {
+            let (dials, result) = (dials.clone(), result.clone());
+            async move {
+                dials.fetch_add(1, Ordering::SeqCst);
+                sleep(Duration::from_millis(7)).await;
+                result
+            }
         };
-        let got = join_all((0..clients).map(|_| dialling.share(|| None, dial()))).await;
-        (got.iter().map(Result::is_ok).collect(), dials.into_inner())
+        let got = join_all((0..clients).map(|_| dialling.share(|| None::<()>, dial()))).await;
+        (got.iter().map(Result::is_ok).collect(), dials.load(Ordering::SeqCst))
     }
 
     #[tokio::test(start_paused = true)]
@@ -135,26 +172,32 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn those_who_wait_for_a_dial_share_what_it_made() {
         let dialling = Dialling::default();
-        let made = AtomicUsize::new(0);
+        let made = Arc::new(AtomicUsize::new(0));
         let share = || {
-            let found = || (made.load(Ordering::SeqCst) > 0).then_some(());
-            dialling.share(found, async {
+            let (found, making) = (made.clone(), made.clone());
+            let found = move || (found.load(Ordering::SeqCst) > 0).then_some(());
+            dialling.share(found, async move {
                 sleep(Duration::from_millis(7)).await;
-                made.fetch_add(1, Ordering::SeqCst);
+                making.fetch_add(1, Ordering::SeqCst);
                 Ok(())
             })
         };
-        assert!(join_all((0..50).map(|_| share())).await.iter().all(Result::is_ok));
+        assert!(join_all((0..50).map(|_| share())).await.iter().all(|got| matches!(got, Ok(Some(())))));
         assert_eq!(made.load(Ordering::SeqCst), 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_leaves_in_its_turn_leaves_it_to_the_next() {
-        let dialling = Dialling::default();
-        let first = tokio::time::timeout(Duration::from_millis(3), dial(&dialling, 1, Ok(())));
-        let (first, (second, dials)) = tokio::join!(first, dial(&dialling, 1, Ok(())));
-        assert!(first.is_err());
-        assert_eq!((second, dials), (vec![true], 1));
+    async fn a_dial_goes_on_without_the_one_that_started_it() {
+        for result in [Ok(()), Err(away(None))] {
+            let dialling = Dialling::default();
+            let first = tokio::time::timeout(Duration::from_millis(3), dial(&dialling, 1, result.clone())).await;
+            assert!(first.is_err());
+            assert_eq!(dial(&dialling, 1, Ok(())).await, (vec![result.is_ok()], 0), "the next one waits for it");
+            let first = tokio::time::timeout(Duration::from_millis(3), dial(&dialling, 1, result.clone())).await;
+            assert!(first.is_err() || result.is_err());
+            advance(PAUSE + Duration::from_secs(1)).await;
+            assert_eq!(dial(&dialling, 1, Ok(())).await.0, [true], "an old failure does not count");
+        }
     }
 
     #[tokio::test(start_paused = true)]

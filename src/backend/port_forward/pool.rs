@@ -49,10 +49,7 @@ pub(super) const SHRINK_AFTER: Duration = Duration::from_secs(120);
 
 /// The connections to one pod.
 pub(super) struct PodPool {
-    cluster: Arc<Cluster>,
-    namespace: Namespace,
-    pod: ReadyPod,
-    fate: Arc<Fate>,
+    way: Way,
     placement: Placement,
     connections: Mutex<Vec<Arc<Connection>>>,
     dialling: Dialling,
@@ -94,14 +91,52 @@ enum Dialled {
     Channel(BoxedIo),
 }
 
+/// The way to the pod. Dials use a copy, so that they keep no pool alive.
+#[derive(Clone)]
+struct Way {
+    cluster: Arc<Cluster>,
+    namespace: Namespace,
+    pod: ReadyPod,
+    fate: Arc<Fate>,
+}
+
+impl Way {
+    async fn dial(&self) -> Result<Upgraded, StreamFault> {
+        let (pod, port) = (&self.pod.name, self.pod.container_port);
+        match upgrade::port_forward(&self.cluster, &self.namespace, pod, port, None).await {
+            Ok(upgraded) => Ok(upgraded),
+            // A kubelet that has just restarted knows no pods for some seconds.
+            Err(UpgradeError::PodGone(detail)) if self.is_still_there().await => {
+                Err(StreamFault::Unavailable { detail, retry_after: None })
+            }
+            Err(UpgradeError::PodGone(detail)) => {
+                self.fate.pod_gone();
+                Err(StreamFault::PodGone { detail })
+            }
+            Err(UpgradeError::Cluster(ClusterError::Unavailable { reason, retry_after, .. })) => {
+                Err(StreamFault::Unavailable { detail: reason, retry_after })
+            }
+            Err(UpgradeError::Cluster(error)) => {
+                let detail = match error.cause() {
+                    Some(cause) => format!("{error}: {cause}"),
+                    None => error.to_string(),
+                };
+                Err(StreamFault::Lost { detail })
+            }
+        }
+    }
+
+    /// Asks the API server whether the pod exists and is not terminating. Returns `false` if there is no answer.
+    async fn is_still_there(&self) -> bool {
+        pods::is_running(&self.cluster, &self.namespace, &self.pod.name, &self.pod.uid).await.unwrap_or(false)
+    }
+}
+
 impl PodPool {
     pub fn new(cluster: Arc<Cluster>, namespace: Namespace, pod: ReadyPod, gauges: Arc<SessionGauges>) -> Arc<Self> {
         Arc::new(Self {
-            cluster,
-            namespace,
             placement: Placement::new(&pod.name),
-            pod,
-            fate: Arc::new(Fate::new(gauges)),
+            way: Way { cluster, namespace, pod, fate: Arc::new(Fate::new(gauges)) },
             connections: Mutex::default(),
             dialling: Dialling::default(),
             growing: Mutex::default(),
@@ -112,7 +147,7 @@ impl PodPool {
     }
 
     pub fn pod(&self) -> &ReadyPod {
-        &self.pod
+        &self.way.pod
     }
 
     pub fn placement(&self) -> Placement {
@@ -121,15 +156,15 @@ impl PodPool {
 
     /// Returns whether a connection has reported that the pod is gone.
     pub fn is_gone(&self) -> bool {
-        self.fate.is_gone()
+        self.way.fate.is_gone()
     }
 
     /// Sends no new streams to the pod from now on. Open streams end with the pod.
     pub fn leave(&self) {
         self.placement.leave();
-        let (cluster, namespace) = (self.cluster.clone(), self.namespace.clone());
-        let (name, uid) = (self.pod.name.clone(), self.pod.uid.clone());
-        self.fate.wait_for(async move { pods::wait_for_end(&cluster, &namespace, &name, &uid).await });
+        let (cluster, namespace) = (self.way.cluster.clone(), self.way.namespace.clone());
+        let (name, uid) = (self.way.pod.name.clone(), self.way.pod.uid.clone());
+        self.way.fate.wait_for(async move { pods::wait_for_end(&cluster, &namespace, &name, &uid).await });
     }
 
     /// Adds a connection that is already open.
@@ -148,7 +183,12 @@ impl PodPool {
 
     /// Returns whether a stream can be opened without dialling.
     pub fn is_warm(&self) -> bool {
-        self.uses_channels() || self.lock().iter().any(|connection| connection.opening() == Opening::Open)
+        self.uses_channels() || self.is_connected()
+    }
+
+    /// Returns whether a stream can be opened without dialling. Each stream over channels dials.
+    pub fn is_connected(&self) -> bool {
+        self.lock().iter().any(|connection| connection.opening() == Opening::Open)
     }
 
     /// Returns whether a stream can be opened without dialling, on a connection that is not crowded.
@@ -163,25 +203,45 @@ impl PodPool {
         if self.uses_channels() {
             let dialled = match self.channels.spare.take() {
                 Some(io) => Dialled::Channel(io),
-                None => self.dialling.beside(self.dial()).await?,
+                None => self.dialled(self.dialling.beside(self.way.dial()).await?),
             };
             return self.stream_on(dialled);
         }
         if let Some(stream) = self.open_on_existing() {
             return Ok(stream);
         }
-        let dial = async {
-            let dialled = self.dial().await?;
-            self.stream_on(dialled)
+        let made = || match self.uses_channels() {
+            true => self.stream_on(Dialled::Channel(self.channels.spare.take()?)).ok(),
+            false => self.open_on_existing(),
         };
-        self.dialling.share(|| self.open_on_existing(), dial).await
+        match self.dialling.share(made, self.dial_ahead()).await? {
+            Some(stream) => Ok(stream),
+            // The WebSocket of the shared dial carries the stream of another caller.
+            None if self.uses_channels() => {
+                let upgraded = self.dialling.beside(self.way.dial()).await?;
+                self.stream_on(self.dialled(upgraded))
+            }
+            None => Err(StreamFault::Lost { detail: "the new connection broke at once".to_owned() }),
+        }
+    }
+
+    /// Returns a dial that adds its connection to the pool, and does not keep the pool alive.
+    fn dial_ahead(self: &Arc<Self>) -> impl Future<Output = Result<(), StreamFault>> + Send + use<> {
+        let (weak, way) = (Arc::downgrade(self), self.way.clone());
+        async move {
+            let upgraded = way.dial().await?;
+            if let Some(pool) = weak.upgrade() {
+                pool.adopt(upgraded);
+            }
+            Ok(())
+        }
     }
 
     fn stream_on(&self, dialled: Dialled) -> Result<BoxedIo, StreamFault> {
         match dialled {
             Dialled::Channel(io) => {
                 let count = self.channels.streams.clone();
-                Ok(Box::new(ChannelStream::new(io, self.pod.container_port, self.fate.clone(), count)))
+                Ok(Box::new(ChannelStream::new(io, self.way.pod.container_port, self.way.fate.clone(), count)))
             }
             Dialled::Connection(connection) => {
                 let broke = |_| StreamFault::Lost { detail: "the new connection broke at once".to_owned() };
@@ -215,21 +275,16 @@ impl PodPool {
         stream
     }
 
-    /// Dials one more connection in the background, unless such a dial is in progress.
+    /// Dials one more connection in the background, unless such a dial is in progress or needs a sign-in: nobody waits for it.
     pub fn grow(self: &Arc<Self>) {
         let mut growing = self.growing.lock().expect("no panic while the lock is held");
-        if growing.as_ref().is_some_and(|task| !task.is_finished()) {
+        if growing.as_ref().is_some_and(|task| !task.is_finished()) || !self.way.cluster.has_credential() {
             return;
         }
-        // A weak reference: a pool that nobody uses ends, and its dial with it.
-        let weak = Arc::downgrade(self);
+        let (dial, pod) = (self.dial_ahead(), self.way.pod.name.clone());
         *growing = Some(tokio::spawn(async move {
-            let Some(pool) = weak.upgrade() else { return };
-            match pool.dial().await {
-                Ok(Dialled::Connection(connection)) => pool.lock().push(connection),
-                // A gateway closes silent WebSockets, so dial one when it is needed.
-                Ok(Dialled::Channel(_)) => {}
-                Err(error) => debug!(pod = &*pool.pod.name, %error, "no further connection to the pod"),
+            if let Err(error) = dial.await {
+                debug!(pod = &*pod, %error, "no further connection to the pod");
             }
         }));
     }
@@ -245,43 +300,13 @@ impl PodPool {
         });
     }
 
-    async fn dial(&self) -> Result<Dialled, StreamFault> {
-        let (pod, port) = (&self.pod.name, self.pod.container_port);
-        match upgrade::port_forward(&self.cluster, &self.namespace, pod, port, None).await {
-            Ok(upgraded) => Ok(self.dialled(upgraded)),
-            // A kubelet that has just restarted knows no pods for some seconds.
-            Err(UpgradeError::PodGone(detail)) if self.is_still_there().await => {
-                Err(StreamFault::Unavailable { detail, retry_after: None })
-            }
-            Err(UpgradeError::PodGone(detail)) => {
-                self.fate.pod_gone();
-                Err(StreamFault::PodGone { detail })
-            }
-            Err(UpgradeError::Cluster(ClusterError::Unavailable { reason, retry_after, .. })) => {
-                Err(StreamFault::Unavailable { detail: reason, retry_after })
-            }
-            Err(UpgradeError::Cluster(error)) => {
-                let detail = match error.cause() {
-                    Some(cause) => format!("{error}: {cause}"),
-                    None => error.to_string(),
-                };
-                Err(StreamFault::Lost { detail })
-            }
-        }
-    }
-
-    /// Asks the API server whether the pod exists and is not terminating. Returns `false` if there is no answer.
-    async fn is_still_there(&self) -> bool {
-        pods::is_running(&self.cluster, &self.namespace, &self.pod.name, &self.pod.uid).await.unwrap_or(false)
-    }
-
     fn dialled(&self, upgraded: Upgraded) -> Dialled {
         let is_channel = upgraded.transport == Transport::Channels;
         self.channels.are_used.store(is_channel, Ordering::Relaxed);
         match is_channel {
             true => Dialled::Channel(upgraded.io),
             false => {
-                let connection = Connection::start(upgraded.io, self.pod.container_port, self.fate.clone());
+                let connection = Connection::start(upgraded.io, self.way.pod.container_port, self.way.fate.clone());
                 self.put_on_probation(connection.silence(), upgraded.transport, probation::patience(upgraded.took));
                 Dialled::Connection(connection)
             }
@@ -291,8 +316,8 @@ impl PodPool {
     /// Watches a new connection until its node has sent anything. If another transport carries bytes first, the
     /// connection's streams move to it.
     fn put_on_probation(&self, silence: Silence, transport: Transport, patience: Duration) {
-        let (cluster, namespace) = (self.cluster.clone(), self.namespace.clone());
-        let (pod, port) = (self.pod.name.clone(), self.pod.container_port);
+        let (cluster, namespace) = (self.way.cluster.clone(), self.way.namespace.clone());
+        let (pod, port) = (self.way.pod.name.clone(), self.way.pod.container_port);
         let mut tasks = self.on_probation.lock().expect("no panic while the lock is held");
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {

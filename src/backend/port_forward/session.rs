@@ -210,7 +210,7 @@ impl Shared {
     /// Returns whether another pod, not tried yet, takes a stream without dialling.
     fn has_warm(&self, tried: &[Arc<PodPool>], but: &Arc<PodPool>) -> bool {
         let is_other = |pool: &Arc<PodPool>| tried.iter().chain([but]).all(|other| !Arc::ptr_eq(other, pool));
-        self.lock().iter().any(|pool| is_other(pool) && !pool.is_gone() && pool.is_warm())
+        self.lock().iter().any(|pool| is_other(pool) && !pool.is_gone() && pool.is_connected())
     }
 
     /// Returns the pool for the next stream, without those already tried: the pod that clients stay with, or else the
