@@ -208,9 +208,10 @@ impl Manager {
     /// `idle_timeout`: the tunnel closes after this long without use. Zero: never. If callers differ, the longest
     /// timeout counts.
     pub async fn acquire(&self, target: &Target, idle_timeout: Duration) -> Result<Lease, OpenError> {
-        let deadline = Instant::now() + BUDGET + target.startup_time();
+        let budget = BUDGET + target.startup_time();
+        let (mut deadline, mut waits_for_others) = (Instant::now() + budget, true);
         loop {
-            let hold = self.hold(target, idle_timeout)?;
+            let hold = self.hold(target, idle_timeout, waits_for_others)?;
             match lease::running(&hold.0, None, deadline).await {
                 Ok(running) if hold.0.serves(target) => {
                     hold.0.extend_idle_timeout(idle_timeout);
@@ -218,8 +219,14 @@ impl Manager {
                     return Ok(Lease::new(hold, running.endpoint.clone()));
                 }
                 // The caller waited for another name of the Service, and that one is a different port or is ambiguous.
-                // Open this target's own tunnel.
-                Ok(_) | Err(NotRunning::Failed(_)) if hold.0.target != *target && Instant::now() < deadline => {
+                // Open this target's own tunnel, with a time of its own if the other's start took all of it.
+                Ok(_) | Err(NotRunning::Failed(_)) if hold.0.target != *target => {
+                    if Instant::now() >= deadline {
+                        if !waits_for_others {
+                            return Err(OpenError::TimedOut { after: budget });
+                        }
+                        (deadline, waits_for_others) = (Instant::now() + budget, false);
+                    }
                     tokio::task::yield_now().await;
                 }
                 Ok(_) => return Err(OpenError::TimedOut { after: BUDGET }),
@@ -232,9 +239,10 @@ impl Manager {
         }
     }
 
-    fn hold(&self, target: &Target, idle_timeout: Duration) -> Result<Hold, OpenError> {
+    /// `waits_for_others`: whether a starting tunnel is taken that may turn out to serve the target.
+    fn hold(&self, target: &Target, idle_timeout: Duration, waits_for_others: bool) -> Result<Hold, OpenError> {
         let mut tunnels = self.shared.tunnels.lock().expect("no panic while the lock is held");
-        if let Some(tunnel) = tunnels.find(target)
+        if let Some(tunnel) = tunnels.find(target).filter(|tunnel| waits_for_others || tunnel.serves(target))
             && let Some(hold) = Hold::new(tunnel)
         {
             return Ok(hold);

@@ -258,6 +258,14 @@ async fn another_port_of_a_service_that_starts_gets_a_tunnel_of_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_start_of_another_port_that_takes_a_callers_whole_time_does_not_fail_it() {
+    let (manager, ..) = manager(Scripted { delay: Duration::from_secs(15), ..Scripted::default() });
+    let (any, other) =
+        tokio::join!(lease_at(&manager, "t", PortRef::Auto), lease_at(&manager, "t", PortRef::number(81).unwrap()));
+    assert_eq!((any.unwrap().endpoint().port.number, other.unwrap().endpoint().port.number), (80, 81));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_name_that_means_no_port_does_not_keep_others_from_theirs() {
     let answers = Mutex::new([not_found()].into());
     let (manager, ..) = manager(Scripted { delay: Duration::from_secs(1), answers, ..Scripted::default() });
