@@ -64,7 +64,7 @@ async fn a_reader_of_short_messages_that_stalls_leaves_the_connection_to_others(
     let answer = world.exchange("GET / HTTP/1.1\r\nHost: web.localhost\r\nConnection: close\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 200 ") && world.connections() == 1, "{}: {answer}", world.connections());
     let mut read = vec![0; 3 << 20];
-    timeout(PATIENCE, client.read_exact(&mut read)).await.expect("it goes on").unwrap();
+    timeout(6 * PATIENCE, client.read_exact(&mut read)).await.expect("it goes on").unwrap();
 }
 
 #[tokio::test]
