@@ -24,7 +24,10 @@ use crate::{
     io::BoxedIo,
     k8s::{ServicePort, client::Clusters, ports::is_web, resolve},
     routing::{Named, NamedError, PodTarget, Route, Target},
-    tunnel::{Lease, OpenError, Patience, reach::passes},
+    tunnel::{
+        Lease, OpenError, Patience,
+        reach::{passes, passes_or_appears},
+    },
 };
 
 /// Minimum and maximum time in which a pod may refuse a connection. In between, it is the measured time of a request to the API
@@ -148,7 +151,7 @@ impl Reach {
     /// each new reason to wait.
     ///
     /// # Errors
-    /// The target cannot be reached.
+    /// The target cannot be reached, or does not exist.
     pub async fn check(
         &self,
         named: &Named,
@@ -161,7 +164,30 @@ impl Reach {
             self.clusters.get(&pods.cluster).await.map_err(|error| cannot(error.into()))?;
         }
         let until = Instant::now() + wait.unwrap_or(LOOK_UP);
-        let found = match look_up(&self.clusters, &target, until, &told).await {
+    ) -> Result<Checked, ReachError> {
+        self.check_while(passes, named, wait, told).await
+    }
+
+    /// Does the same, but also waits for a Service, a pod or a namespace that does not exist yet.
+    ///
+    /// # Errors
+    /// The target cannot be reached within `wait`.
+    pub async fn wait_for(
+        &self,
+        named: &Named,
+        wait: Duration,
+        told: impl Fn(&OpenError),
+    ) -> Result<Checked, ReachError> {
+        self.check_while(passes_or_appears, named, Some(wait), told).await
+    }
+
+    async fn check_while(
+        &self,
+        may_pass: fn(&OpenError) -> bool,
+        named: &Named,
+        wait: Option<Duration>,
+        told: impl Fn(&OpenError),
+        let found = match look_up(&self.clusters, &target, until, may_pass, &told).await {
             Ok(found) => found,
             // The target's own port serves without the list of the others.
             Err(OpenError::TimedOut { .. } | OpenError::SigningIn { .. }) if wait.is_none() => Found::NONE,
@@ -171,7 +197,7 @@ impl Reach {
         let mut port = found.port.clone();
         if wait.is_some() {
             let settle = found.took.map_or(SETTLE_UNMEASURED, |took| took.clamp(SETTLE.0, SETTLE.1));
-            let patience = Patience { until, settle, may_pass: passes };
+            let patience = Patience { until, settle, may_pass };
             let reached = self.forwards.tunnels().reach(&route.target, route.idle_timeout, patience, &told).await;
             let reached = reached.map_err(|error| cannot(late(&self.clusters, &target, error)))?;
             port = port.or(Some(reached.port.clone()));
@@ -279,19 +305,28 @@ async fn look_up(
     loop {
         let started = Instant::now();
         let looking = async {
+    may_pass: fn(&OpenError) -> bool,
             let cluster = clusters.get(&pods.cluster).await?;
             resolve::ports_of(&cluster, &pods.namespace, service, &pods.port).await
         };
         // A request waits for as long as a sign-in runs, which goes on without the request.
+    let mut last = None;
         let error: OpenError = match timeout_at(until, looking).await {
             Ok(Ok(ports)) => return Ok(Found { port: ports.meant, all: ports.all, took: Some(started.elapsed()) }),
             Ok(Err(error)) => error.into(),
-            Err(_) => return Err(late(clusters, target, OpenError::TimedOut { after: began.elapsed() })),
+            // The error of an earlier attempt says more than the timeout.
+            Err(_) => {
+                let timed_out = || late(clusters, target, OpenError::TimedOut { after: began.elapsed() });
+                return Err(last.unwrap_or_else(timed_out));
+            }
         };
-        if !passes(&error) || Instant::now() + PAUSE >= until {
+        if !may_pass(&error) || Instant::now() + PAUSE >= until {
             return Err(error);
         }
-        told(&error);
+        if last.as_ref() != Some(&error) {
+            told(&error);
+        }
+        last = Some(error);
         tokio::time::sleep(PAUSE).await;
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     },
     app::opened::{Opened, OpenedService},
     config::{Namespace, Scheme},
+    error_code::ErrorCode,
     k8s::ServicePort,
     routing::{Named, Router},
 };
@@ -106,11 +107,11 @@ impl Running {
         })
     }
 
-    /// Waits until a target can be reached.
+    /// Waits until a target exists and can be reached.
     ///
     /// # Errors
     /// The target cannot be reached within `wait`.
-    pub async fn check(&self, target: &str, wait: Duration, progress: Progress) -> Result<(), CallError> {
+    pub async fn wait_for(&self, target: &str, wait: Duration, progress: Progress) -> Result<(), CallError> {
         self.open(target, OpenKind::Check, Some(wait), progress).await.map(drop)
     }
 
@@ -170,7 +171,7 @@ impl Running {
             let namespace = self.namespace.as_ref().map(ToString::to_string);
             let request = OpenRequest { target: target.to_owned(), kind, namespace, wait_ms: Some(wait_ms) };
             match ask(request).await {
-                Err(CallError::Refused(problem)) if problem.may_pass => {
+                Err(CallError::Refused(problem)) if problem.may_pass || may_appear(kind, &problem) => {
                     tokio::time::sleep(PAUSE).await;
                     // The last step may be shorter than `STEP`, to end at the deadline.
                     step = until.saturating_duration_since(Instant::now()).min(STEP);
@@ -183,6 +184,11 @@ impl Running {
             }
         }
     }
+}
+
+/// Returns whether the target may be created later, for a caller that waits for that.
+fn may_appear(kind: OpenKind, problem: &Problem) -> bool {
+    kind == OpenKind::Check && problem.code.as_deref() == Some(ErrorCode::NotFound.as_str())
 }
 
 /// Returns a target from the API's answer. `None`: the answer has no local address.

@@ -56,13 +56,13 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     let for_target = |named| running.as_ref().and_then(|running| running.for_target(named));
     let waiting = named.iter().map(async |named| match for_target(named) {
         Some(running) => {
-            let checked = running.check(&named.text, args.timeout, progress).await;
+            let checked = running.wait_for(&named.text, args.timeout, progress).await;
             checked.map_err(|error| running::unreachable(error).doctor(globals, &named.text))
         }
         None => {
             let told = |error: &crate::tunnel::OpenError| progress.waits(&named.text, error);
             reach
-                .check(named, Some(args.timeout), told)
+                .wait_for(named, args.timeout, told)
                 .await
                 .map(drop)
                 .map_err(|error| CliError::from(error).doctor(globals, &named.text))

@@ -11,6 +11,7 @@ use super::{BUDGET, Lease, Manager, lease::connect, task::View};
 use crate::{
     backend::{Endpoint, OpenError, StreamFault},
     error_code::ErrorCode,
+    k8s::ClusterError,
     routing::Target,
 };
 
@@ -38,6 +39,11 @@ pub fn passes(error: &OpenError) -> bool {
         OpenError::TimedOut { .. } | OpenError::SigningIn { .. } | OpenError::TooManyNew => true,
         error => !error.patience().is_zero() || error.code() == ErrorCode::TimedOut,
     }
+}
+
+/// Returns whether an error may go away for a caller that also waits for a Service, a pod or a namespace to be created.
+pub fn passes_or_appears(error: &OpenError) -> bool {
+    passes(error) || matches!(error, OpenError::Cluster(ClusterError::NotFound { .. }))
 }
 
 impl Manager {

@@ -1,7 +1,7 @@
 //! Tests of waiting for a target.
 
 use super::*;
-use crate::tunnel::reach::passes;
+use crate::tunnel::reach::{passes, passes_or_appears};
 
 fn patience(seconds: u64) -> Patience {
     let until = Instant::now() + Duration::from_secs(seconds);
@@ -44,6 +44,20 @@ async fn what_does_not_pass_is_told_at_once() {
     assert_eq!((error, started.elapsed() < Duration::from_secs(1)), (not_found(), true));
     let all = Patience { may_pass: |_| true, ..patience(60) };
     assert!(manager.reach(&target("s"), IDLE, all, |_| {}).await.is_err(), "it has failed 80 times in 60 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_may_be_created_while_a_caller_waits_for_it() {
+    let (manager, backend, _) = manager(Scripted::default());
+    backend.answers.lock().unwrap().extend(std::iter::repeat_n(not_found(), 5));
+    let mut told = Vec::new();
+    let created = Patience { may_pass: passes_or_appears, ..patience(60) };
+    manager.reach(&target("s"), IDLE, created, |error| told.push(error.clone())).await.unwrap();
+    assert_eq!(told, [not_found()]);
+
+    backend.answers.lock().unwrap().extend(std::iter::repeat_n(not_found(), 800));
+    let created = Patience { may_pass: passes_or_appears, ..patience(3) };
+    assert_eq!(manager.reach(&target("t"), IDLE, created, |_| {}).await.unwrap_err(), not_found());
 }
 
 #[tokio::test(start_paused = true)]
