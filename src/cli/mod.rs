@@ -12,6 +12,7 @@ pub mod expose;
 pub mod init;
 pub mod jump;
 pub mod local;
+mod mistyped;
 mod named_service;
 pub mod package;
 mod place;
@@ -202,14 +203,16 @@ pub fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let arguments: Vec<_> = std::env::args_os().collect();
-    let matches = command(&arguments).try_get_matches_from(&arguments);
+    let command = command(&arguments);
+    let matches = command.clone().try_get_matches_from(&arguments);
     let cli = match matches.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, scope::check(&matches)))) {
         Ok((cli, Ok(()))) => cli,
         Ok((_, Err(unused))) => return unused.report(),
         Err(error) => {
+            let code = u8::try_from(error.exit_code()).unwrap_or(2);
             // Help and version are printed here too. A closed stdout is not a failure.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+            let _ = mistyped::advise(error, &command, &arguments).print();
+            return ExitCode::from(code);
         }
     };
     match run(&cli.globals, cli.command.unwrap_or(Command::Up(up::Args::default()))) {

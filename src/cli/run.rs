@@ -100,12 +100,7 @@ pub struct Args {
     #[arg(long, short)]
     quiet: bool,
     /// The command and its arguments
-    #[arg(
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        required_unless_present = "dry_run",
-        value_name = "COMMAND"
-    )]
+    #[arg(trailing_var_arg = true, required_unless_present = "dry_run", value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
