@@ -69,11 +69,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
         (Some(running), None) => {
             print(&text(running, &router, &args, args.output.unwrap_or(Form::Shell)).await?)?;
         }
-        (None, _) => {
-            return Err(CliError::new("no adit is running with this configuration").hint(Some(
-                "start it with 'adit', or name the configuration of one that 'adit status' shows; 'adit run' needs no running adit",
-            )));
-        }
+        (None, _) => return Err(running::none(&router).await),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -225,7 +225,8 @@ async fn set_up(globals: &Globals, place: Result<Place, CliError>, args: Take) -
     let replaces = args.replace || condition.is_some();
     let port = if port == 0 { local_port } else { port };
     let request = ExposeRequest { service: service.clone(), port, condition, replaces, owner: String::new() };
-    let (_, of_names) = serving(globals, &clusters, router).await?;
+    let (running, of_names) = serving(globals, &clusters, router).await?;
+    let listener = running.map_or(listener, |running| running.port);
     let name = named_context(&of_names, &context).ok().filter(|_| listener > 0).map(|context| DynamicName {
         context,
         namespace: for_namespace.clone(),

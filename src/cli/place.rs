@@ -60,8 +60,21 @@ impl Place {
 
     /// Returns the port of the HTTP listener; 0: there is none.
     pub fn listener(&self) -> u16 {
-        self.router.config.http.listen.first().map_or(0, SocketAddr::port)
+        listener(None, &self.router)
     }
+}
+
+/// Returns the port of the HTTP listener: that of the running adit, else of the configuration. 0: there is none.
+pub fn listener(running: Option<&Running>, router: &Router) -> u16 {
+    let configured = || router.config.http.listen.first().map_or(0, SocketAddr::port);
+    running.map_or_else(configured, |running| running.port)
+}
+
+/// Says that URLs with the port of the configuration need an adit that is not running.
+pub fn warn_of_none(listener: u16) {
+    let note = format!("note: no adit is running with this configuration on port {listener}: start it with 'adit'\n");
+    // If stderr is closed, nobody can be told.
+    let _ = io::stderr().write_all(note.as_bytes());
 }
 
 /// Returns the router for the names in URLs, and the running adit that serves them.

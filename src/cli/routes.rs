@@ -50,6 +50,7 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     let query = Query { context: Some(context.clone()), namespace: namespaces, ..Query::default() };
     // A running adit is signed in already.
     let (running, router) = place::serving(globals, &place.clusters, place.router.clone()).await?;
+    let is_running = running.is_some();
     let mut found = match running {
         Some(running) => socket::get::<Services>(&running.socket, &format!("services?{query}")).await?,
         None => services::list(&place.clusters, &router, &query, place.listener()).await,
@@ -72,7 +73,11 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         }
         (false, true) => format!("no Services in context {context}\n"),
     };
+    let has_urls = rows.iter().any(|row| row.url.starts_with("http"));
     let is_empty = show(&args, rows)?;
+    if has_urls && !is_running && !is_empty {
+        place::warn_of_none(place.listener());
+    }
     match args.output {
         Some(Output::Json) => Ok(()),
         None if is_empty && has_services => print(&format!("no name contains {:?}\n", args.filter.unwrap_or_default())),

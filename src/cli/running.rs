@@ -7,19 +7,20 @@ use std::{
     time::Duration,
 };
 
+use futures::future::join_all;
 use tokio::time::Instant;
 
 use super::{Globals, progress::Progress, report::CliError, service};
 use crate::{
     admin::{
         api::{
-            answers::{Problem, RequestAnswer, Status},
+            answers::{Overview, Problem, RequestAnswer},
             open::{OpenAnswer, OpenKind, OpenRequest, PortRow},
         },
         socket::{self, CallError, Stream},
     },
     app::opened::{Opened, OpenedService},
-    config::{Namespace, Scheme},
+    config::{Namespace, Scheme, shell::quoted},
     error_code::ErrorCode,
     k8s::ServicePort,
     routing::{Named, Router},
@@ -36,6 +37,8 @@ pub struct Running {
     pub socket: PathBuf,
     /// Namespace of this command line.
     pub namespace: Option<Namespace>,
+    /// Port of its HTTP listener.
+    pub port: u16,
     /// Addresses of its TCP routes.
     tcp: Vec<SocketAddr>,
     /// What names mean in it, if this command line has another `--namespace`: then a route that sets none leads elsewhere.
@@ -43,7 +46,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Returns the adit that listens on this configuration's port, with the same file, kubeconfig and context.
+    /// Returns the adit that listens on this configuration's port, with the same file, kubeconfig and context. Without `--listen`,
+    /// also the only one on another port.
     pub async fn find(globals: &Globals, router: &Router) -> Option<Self> {
         Self::look(globals, router).await.ok()?
     }
@@ -53,21 +57,20 @@ impl Running {
     /// # Errors
     /// The adit that listens there does not answer.
     pub async fn look(globals: &Globals, router: &Router) -> Result<Option<Self>, CliError> {
-        let config = &router.config;
-        let Some(address) = config.http.listen.first() else { return Ok(None) };
-        let Some(socket) = socket::of_port(address.port()).await else { return Ok(None) };
-        let status: Status = match socket::status(&socket).await {
-            Ok(status) => status,
-            Err(error) => return silent(&socket, error).await.map_or(Ok(None), Err),
-        };
-        let overview = status.overview;
-        let context = router.default_context();
-        let is_same = overview.config == config.source
-            && overview.kubeconfig == config.http.kubeconfig.0
-            && overview.context == context.map(ToString::to_string);
-        if !is_same {
-            return Ok(None);
+        let Some(address) = router.config.http.listen.first() else { return Ok(None) };
+        let mut found = None;
+        if let Some(socket) = socket::of_port(address.port()).await {
+            match socket::status(&socket).await {
+                Ok(status) => found = (way_to(&status.overview, router).is_none()).then_some((socket, status.overview)),
+                Err(error) => silent(&socket, error).await.map_or(Ok(()), Err)?,
+            }
         }
+        if found.is_none() && globals.listen.is_none() {
+            let mut same = answering().await;
+            same.retain(|(_, overview)| way_to(overview, router).is_none());
+            found = same.pop().filter(|_| same.is_empty());
+        }
+        let Some((socket, overview)) = found else { return Ok(None) };
         let namespace = overview.namespace.and_then(|name| name.parse().ok());
         let differs = match globals.namespace.is_some() && globals.namespace != namespace {
             true => {
@@ -76,7 +79,8 @@ impl Running {
             }
             false => None,
         };
-        Ok(Some(Self { socket, namespace: globals.namespace.clone(), tcp: overview.tcp, differs }))
+        let port = overview.http.first().map_or(address.port(), SocketAddr::port);
+        Ok(Some(Self { socket, namespace: globals.namespace.clone(), port, tcp: overview.tcp, differs }))
     }
 
     /// Returns whether it serves the TCP route with this address.
@@ -184,6 +188,57 @@ impl Running {
             }
         }
     }
+}
+
+/// Returns the adits that answer, each with its socket.
+async fn answering() -> Vec<(PathBuf, Overview)> {
+    let asking =
+        socket::sockets().into_iter().map(async |path| Some((socket::status(&path).await.ok()?.overview, path)));
+    join_all(asking).await.into_iter().flatten().map(|(overview, path)| (path, overview)).collect()
+}
+
+/// Returns what an adit has that this command has not, with the option that names it. `None`: file, kubeconfig and context are the
+/// same.
+fn way_to(overview: &Overview, router: &Router) -> Option<String> {
+    let config = &router.config;
+    if overview.config != config.source {
+        return Some(match &overview.config {
+            Some(file) if !file.exists() => {
+                format!(
+                    "has the configuration {}, which does not exist any more: restore it, or start that adit again",
+                    file.display()
+                )
+            }
+            Some(file) => format!("has another configuration: --config {}", quoted(&file.display().to_string())),
+            None => "has no configuration file".to_owned(),
+        });
+    }
+    if overview.kubeconfig != config.http.kubeconfig.0 {
+        let files: Vec<String> = overview.kubeconfig.iter().map(|file| file.display().to_string()).collect();
+        return Some(format!("has another kubeconfig: --kubeconfig {}", quoted(&files.join(":"))));
+    }
+    let context = router.default_context();
+    (overview.context != context.map(ToString::to_string)).then(|| match &overview.context {
+        Some(context) => format!("has another context: --context {}", quoted(context)),
+        None => "has no context".to_owned(),
+    })
+}
+
+/// Returns the error of a command that needs a running adit, and found none. Names those that run.
+pub async fn none(router: &Router) -> CliError {
+    let others = answering().await;
+    let other = |(_, overview): &(PathBuf, Overview)| {
+        let address = overview.http.first().map_or_else(|| format!("pid {}", overview.pid), ToString::to_string);
+        match way_to(overview, router) {
+            Some(way) => format!("the one on {address} {way}"),
+            None => format!("name the one on {address}: --listen {address}"),
+        }
+    };
+    let hint = match others.is_empty() {
+        true => "start it with 'adit'; 'adit run' needs no running adit".to_owned(),
+        false => others.iter().map(other).collect::<Vec<_>>().join("; "),
+    };
+    CliError::new("no adit is running with this configuration").hint(Some(hint))
 }
 
 /// Returns whether the target may be created later, for a caller that waits for that.
