@@ -1,13 +1,12 @@
 //! `adit url`: prints the URL of a Service, a pod or a route.
 
-use std::net::SocketAddr;
-
 use super::{
     Globals, place,
     report::{CliError, print},
+    running::Running,
 };
 use crate::{
-    admin::api::services,
+    admin::api::{services, ways::Speaks},
     config::{PortRef, Workload, names::is_host},
     k8s::resolve,
     routing::{alias, hostname::DynamicName, table},
@@ -27,12 +26,27 @@ pub struct Args {
 
 pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     let (clusters, router) = super::router(globals.load()?);
-    let listener = router.config.http.listen.first().map_or(0, SocketAddr::port);
-    let host = table::normalise(&args.target);
-    if table::find(&router.config.http.routes, &host).is_some() {
-        return print(&format!("http://{host}:{listener}/\n"));
+    let running = Running::find(globals, &router).await;
+    let listener = place::listener(running.as_ref(), &router);
+    let given = of_url(&args.target, listener)?;
+    let host = table::normalise(given);
+    if given != args.target
+        && table::find(&router.config.http.routes, &host).is_none()
+        && let Err(error) = DynamicName::parse(&host, &router.config.http.dynamic_host)
+    {
+        return Err(not_ours(&args.target, &format!("its host is {host:?}: {error}")));
     }
-    let named = router.named(&args.target, globals.namespace.as_ref())?;
+    let print = |url: String| {
+        print(&format!("{url}\n"))?;
+        if running.is_none() {
+            place::warn_of_none(listener);
+        }
+        Ok(())
+    };
+    if table::find(&router.config.http.routes, &host).is_some() {
+        return print(format!("http://{host}:{listener}/"));
+    }
+    let named = router.named(given, globals.namespace.as_ref())?;
     let target = named.route.target.pods().filter(|pods| pods.jump.is_none() && named.listener.is_none());
     let target = target.ok_or_else(|| {
         CliError::usage(format!("{:?} has no URL: it is not served by HTTP", args.target)).hint(Some(RUN))
@@ -67,5 +81,58 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
             _ => PortRef::number(resolved.port.number).unwrap_or(PortRef::Auto),
         },
     };
-    print(&format!("http://{name}:{listener}/\n"))
+    let speaks = Speaks::of(&resolved.port);
+    let url = speaks.url(Some(&name.to_string()), listener, None);
+    if url.is_empty() {
+        let (port, speaks) = (&resolved.port, speaks.as_str());
+        let message = format!("{:?} has no URL: port {port} speaks {speaks}, which has no hostname", args.target);
+        return Err(CliError::usage(message).hint(Some(RUN)));
+    }
+    print(url)
+}
+
+/// Returns the host of a URL that adit has printed; any other text as it is.
+///
+/// # Errors
+/// It is a URL with another scheme or port.
+fn of_url(text: &str, listener: u16) -> Result<&str, CliError> {
+    let Some((scheme, rest)) = text.split_once("://") else { return Ok(text) };
+    if !["http", "https", "postgresql", "postgres"].contains(&scheme) {
+        return Err(not_ours(text, &format!("its scheme is {scheme:?}")));
+    }
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port == listener.to_string() => Ok(host),
+        Some((_, port)) => Err(not_ours(text, &format!("its port is {port:?}, and adit listens on {listener}"))),
+        None => Ok(authority),
+    }
+}
+
+fn not_ours(url: &str, why: &str) -> CliError {
+    let hint = "write SERVICE.NAMESPACE[:PORT], or http://SERVICE.NAMESPACE.localhost/";
+    CliError::usage(format!("{url:?} is not a URL of adit: {why}")).hint(Some(hint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_printed_url_is_a_target() {
+        for (text, host) in [
+            ("web.shop:80", "web.shop:80"),
+            ("http://web.shop.localhost:8989/", "web.shop.localhost"),
+            ("http://web.shop.localhost:8989", "web.shop.localhost"),
+            ("https://web.shop.localhost/a:b?c", "web.shop.localhost"),
+            ("postgresql://postgres.shop.localhost:8989/?sslmode=require", "postgres.shop.localhost"),
+        ] {
+            assert_eq!(of_url(text, 8989).unwrap(), host, "{text}");
+        }
+        for (text, part) in
+            [("ftp://web.shop.localhost/", "scheme is \"ftp\""), ("http://web.shop.localhost:80/", "port is \"80\"")]
+        {
+            let error = of_url(text, 8989).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
 }
