@@ -60,7 +60,7 @@ pub struct SignIn {
 }
 
 /// Facts about the process. Only a reload changes them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Overview {
     pub version: String,
     pub pid: u32,
