@@ -249,7 +249,7 @@ async fn set_up(globals: &Globals, place: Result<Place, CliError>, args: Take) -
         }
         (found, _) => found,
     };
-    let relay = relay.ok_or_else(|| no_relay(&cluster))?;
+    let Some(relay) = relay else { return Err(no_relay(&cluster, relay_namespace.as_ref(), &service).await) };
     let is_chosen = relay_namespace.is_some() || args.secret_file.is_some();
     if !is_chosen {
         vouch(&cluster, &relay).await?;

@@ -175,10 +175,7 @@ impl Router {
     }
 
     fn written_service(&self, name: &str) -> Result<Written, String> {
-        let name = name.strip_suffix('.').unwrap_or(name);
-        let name = name.strip_suffix(CLUSTER_DOMAIN).unwrap_or(name);
-        // In a cluster, `web.shop.svc` is a Service, and not a pod in a namespace `svc`.
-        let name = name.strip_suffix(".svc").filter(|name| name.contains('.')).unwrap_or(name);
+        let name = without_cluster_domain(name);
         if !name.contains('.') {
             let workload = Workload::Service(name.parse().map_err(|error: InvalidValue| error.to_string())?);
             return Ok(Written { context: None, namespace: None, workload, port: PortRef::Auto });
@@ -188,6 +185,14 @@ impl Router {
             DynamicName::parse(&host, &self.config.http.dynamic_host).map_err(|error| error.to_string())?;
         Ok(Written { context, namespace: Some(namespace), workload, port })
     }
+}
+
+/// Returns `SERVICE.NAMESPACE` of a Service's name in the cluster, with or without the domain; any other text as it is.
+pub fn without_cluster_domain(name: &str) -> &str {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let name = name.strip_suffix(CLUSTER_DOMAIN).unwrap_or(name);
+    // In a cluster, `web.shop.svc` is a Service, and not a pod in a namespace `svc`.
+    name.strip_suffix(".svc").filter(|name| name.contains('.')).unwrap_or(name)
 }
 
 /// Parses `POD[.NAMESPACE[.CONTEXT.cx]]`. The name of a pod with dots needs its namespace.

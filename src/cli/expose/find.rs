@@ -181,12 +181,28 @@ impl Relay {
     }
 }
 
-pub fn no_relay(cluster: &Cluster) -> CliError {
-    CliError::new(format!("no ready relay that takes over Services in context \"{}\"", cluster.context)).hint(Some(
+/// Returns the error of a Service for which there is no ready relay, with the relays that there are.
+pub async fn no_relay(cluster: &Cluster, namespace: Option<&Namespace>, service: &ServiceName) -> CliError {
+    // Without a list, the hint still helps.
+    let others: Vec<String> =
+        pods(cluster, namespace).await.unwrap_or_default().iter().filter_map(|pod| not_for(pod, service)).collect();
+    let cause = Some(others.join("; ")).filter(|others| !others.is_empty());
+    let message = format!("no ready relay that takes over Services in context \"{}\", for {service}", cluster.context);
+    CliError::new(message).cause(cause).hint(Some(
         "install one for all: helm install relay charts/adit -n relay --create-namespace --set expose.enabled=true --set \
          image.repository=REGISTRY/adit; or create \
          one for this namespace: --create --image IMAGE",
     ))
+}
+
+/// Returns why a relay does not take over a Service. `None`: it is a relay of another kind.
+fn not_for(pod: &Pod, service: &ServiceName) -> Option<String> {
+    let exposes = pod.metadata.annotations.as_ref()?.get(pods::EXPOSES)?;
+    let name = format!("{}/{}", pod.metadata.namespace.as_deref()?, pod.metadata.name.as_deref()?);
+    Some(match pods::relays_for(pod, &service.namespace) {
+        true => format!("relay {name} is not ready"),
+        false => format!("relay {name} is for namespace {exposes}"),
+    })
 }
 
 /// Reads the secret of a relay from the cluster.
@@ -234,7 +250,9 @@ impl Dial for InCluster {
                 let before = self.pod.lock().expect("no panic while the lock is held").clone();
                 let found = find(&self.cluster, Some(&self.namespace), &self.service, Some(&before)).await;
                 let found = found.map_err(io::Error::other)?;
-                let relay = found.ok_or_else(|| io::Error::other(no_relay(&self.cluster)))?;
+                let Some(relay) = found else {
+                    return Err(io::Error::other(no_relay(&self.cluster, Some(&self.namespace), &self.service).await));
+                };
                 if !self.is_chosen {
                     vouch(&self.cluster, &relay).await.map_err(io::Error::other)?;
                 }
@@ -266,5 +284,31 @@ impl Dial for InCluster {
 
     fn host(&self) -> String {
         "adit-relay".to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_relay_of_another_namespace_is_named() {
+        let pod = |exposes: &str| -> Pod {
+            serde_json::from_value(json!({"metadata": {
+                "namespace": "relay", "name": "r-0", "labels": {pods::RELAY.0: pods::RELAY.1}, "annotations": {pods::EXPOSES: exposes}
+            }}))
+            .unwrap()
+        };
+        let service = ServiceName { namespace: "shop".to_owned(), name: "web".to_owned() };
+        for (exposes, told) in [
+            ("team", "relay relay/r-0 is for namespace team"),
+            ("shop", "relay relay/r-0 is not ready"),
+            ("true", "relay relay/r-0 is not ready"),
+        ] {
+            assert_eq!(not_for(&pod(exposes), &service).as_deref(), Some(told));
+        }
+        assert_eq!(not_for(&Pod::default(), &service), None);
     }
 }

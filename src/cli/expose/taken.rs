@@ -140,7 +140,10 @@ pub async fn restore(place: &Place, service: Option<NamedService>, all_namespace
         }
     };
     if names.is_empty() {
-        return print("nothing to restore\n");
+        return print(&match all_namespaces {
+            true => "nothing to restore\n".to_owned(),
+            false => format!("nothing to restore in namespace {}; -A for all namespaces\n", place.namespace),
+        });
     }
     let cluster = place.cluster().await?;
     let kube = kube(&cluster).await?;
@@ -148,6 +151,13 @@ pub async fn restore(place: &Place, service: Option<NamedService>, all_namespace
         let was_taken = inspect::is_touched(&kube, name).await;
         let was_taken = was_taken.map_err(|error| failed(&format!("read Service {name}"), &cluster, &error))?;
         if !was_taken {
+            let exists = inspect::exists(&kube, name).await;
+            if !exists.map_err(|error| failed(&format!("read Service {name}"), &cluster, &error))? {
+                let message = format!("no Service {name} in context \"{}\"", cluster.context);
+                return Err(
+                    CliError::new(message).hint(Some("'adit expose ls -A' lists the Services that are taken over"))
+                );
+            }
             print(&format!("nothing to restore: Service {name} is not taken over\n"))?;
             continue;
         }

@@ -80,6 +80,14 @@ pub async fn is_touched(kube: &Kube, name: &ServiceName) -> Result<bool, KubeErr
     by_hand(kube, &us(), name, &BTreeMap::new(), &Expiry::default()).is_touched().await
 }
 
+/// Returns whether a Service exists.
+///
+/// # Errors
+/// A permission is missing, or the API server does not answer.
+pub async fn exists(kube: &Kube, name: &ServiceName) -> Result<bool, KubeError> {
+    Ok(kube.get(Kind::Service, &name.namespace, &name.name).await?.is_some())
+}
+
 /// Restores a Service, even if a relay holds it. Returns the Service; `None`: a relay had created it, and it is now
 /// deleted.
 ///

@@ -83,7 +83,10 @@ async fn takeovers_are_listed_and_restored_by_hand() {
     // A running relay keeps its Services, unless the command names one.
     let spared = adit(&place, &["expose", "restore", "-n", "shop"]).await;
     assert!(spared.stdout.contains("left alone: shop/web, whose relay relay/one runs"), "{}", spared.stdout);
-    assert!(spared.stdout.ends_with("nothing to restore\n") && place.lease("web").is_some());
+    assert!(
+        spared.stdout.ends_with("nothing to restore in namespace shop; -A for all namespaces\n")
+            && place.lease("web").is_some()
+    );
     let forced = adit(&place, &["expose", "restore", "web.shop"]).await;
     assert_eq!((forced.code, forced.stdout.as_str()), (Some(0), "restored shop/web\n"), "{}", forced.stderr);
     let Frame::Refused { reason, .. } = laptop.frame().await else { panic!("nothing was told") };
