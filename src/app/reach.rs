@@ -71,6 +71,13 @@ impl ReachError {
             Self::Open { target, error } => {
                 let page = match error {
                     OpenError::Stream(fault) => Page::of_stream(fault, &target.to_string()),
+                    OpenError::TimedOut { .. } => {
+                        return Told { message: format!("{target}: {error}"), cause: None, hint: None };
+                    }
+                    OpenError::SigningIn { .. } => {
+                        let message = format!("{target}: the time limit passed before adit was signed in");
+                        return Told { message, cause: Some(error.to_string()), hint: None };
+                    }
                     error => Page::of_open(error, ""),
                 };
                 Told { message: page.title, cause: page.cause, hint: page.hint }
@@ -158,13 +165,6 @@ impl Reach {
         wait: Option<Duration>,
         told: impl Fn(&OpenError),
     ) -> Result<Checked, ReachError> {
-        let target = named.route.target.clone();
-        let cannot = |error: OpenError| ReachError::Open { target: target.clone(), error };
-        if let Some(pods) = target.pods() {
-            self.clusters.get(&pods.cluster).await.map_err(|error| cannot(error.into()))?;
-        }
-        let until = Instant::now() + wait.unwrap_or(LOOK_UP);
-    ) -> Result<Checked, ReachError> {
         self.check_while(passes, named, wait, told).await
     }
 
@@ -187,6 +187,13 @@ impl Reach {
         named: &Named,
         wait: Option<Duration>,
         told: impl Fn(&OpenError),
+    ) -> Result<Checked, ReachError> {
+        let target = named.route.target.clone();
+        let cannot = |error: OpenError| ReachError::Open { target: target.clone(), error };
+        if let Some(pods) = target.pods() {
+            self.clusters.get(&pods.cluster).await.map_err(|error| cannot(error.into()))?;
+        }
+        let until = Instant::now() + wait.unwrap_or(LOOK_UP);
         let found = match look_up(&self.clusters, &target, until, may_pass, &told).await {
             Ok(found) => found,
             // The target's own port serves without the list of the others.
@@ -298,19 +305,19 @@ async fn look_up(
     clusters: &Clusters,
     target: &Target,
     until: Instant,
+    may_pass: fn(&OpenError) -> bool,
     told: impl Fn(&OpenError),
 ) -> Result<Found, OpenError> {
     let (Some(pods), Some(service)) = (target.pods(), target.service()) else { return Ok(Found::NONE) };
     let began = Instant::now();
+    let mut last = None;
     loop {
         let started = Instant::now();
         let looking = async {
-    may_pass: fn(&OpenError) -> bool,
             let cluster = clusters.get(&pods.cluster).await?;
             resolve::ports_of(&cluster, &pods.namespace, service, &pods.port).await
         };
         // A request waits for as long as a sign-in runs, which goes on without the request.
-    let mut last = None;
         let error: OpenError = match timeout_at(until, looking).await {
             Ok(Ok(ports)) => return Ok(Found { port: ports.meant, all: ports.all, took: Some(started.elapsed()) }),
             Ok(Err(error)) => error.into(),
@@ -352,4 +359,19 @@ fn with_port(route: &Route, port: Option<&ServicePort>) -> Route {
         (target, _) => target.clone(),
     };
     Route { target, ..route.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_limit_names_the_target_and_the_sign_in() {
+        let told = |error| ReachError::Open { target: Target::Named("kube/shop/web".into()), error }.told();
+        let late = told(OpenError::TimedOut { after: Duration::from_millis(20) });
+        assert_eq!(late.message, "kube/shop/web: no connection within 20 ms");
+        let late = told(OpenError::SigningIn { issuer: "aws".to_owned(), said: "enter ABCD".to_owned() });
+        assert_eq!(late.message, "kube/shop/web: the time limit passed before adit was signed in");
+        assert_eq!(late.cause.as_deref(), Some("signing in with aws: enter ABCD"));
+    }
 }

@@ -16,7 +16,7 @@ pub enum OpenError {
     #[error(transparent)]
     Cluster(#[from] ClusterError),
     /// No session within the time that a caller waits.
-    #[error("no connection within {} s", after.as_secs_f32().round())]
+    #[error("no connection within {}", limit(*after))]
     TimedOut { after: Duration },
     /// A caller waits no longer for the credential plugin, which goes on. `said`: its last lines.
     #[error("signing in with {issuer}{}{said}", if said.is_empty() { "" } else { ": " })]
@@ -36,6 +36,14 @@ pub enum OpenError {
     /// adit is shutting down, or the tunnel was stopped by hand or by a reload.
     #[error("the tunnel was stopped")]
     Stopped,
+}
+
+/// Returns a time limit for people: whole seconds, or milliseconds below one second.
+fn limit(after: Duration) -> String {
+    match after.as_millis() {
+        millis @ 0..1000 => format!("{millis} ms"),
+        _ => format!("{} s", after.as_secs_f32().round()),
+    }
 }
 
 /// Party that caused an error; decides the HTTP status and the log level.
@@ -245,5 +253,17 @@ impl OpenError {
             Self::Cluster(ClusterError::Unreachable { .. }) => Duration::from_secs(2),
             _ => Duration::ZERO,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_limit_is_never_zero_seconds() {
+        let told = |millis| OpenError::TimedOut { after: Duration::from_millis(millis) }.to_string();
+        assert_eq!(told(300), "no connection within 300 ms");
+        assert_eq!(told(10_004), "no connection within 10 s");
     }
 }
