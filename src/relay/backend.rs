@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Peer address of a stream that carries requests of several visitors. X-Forwarded-For has the address of each.
-const MANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+pub(super) const MANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// How long a request waits for the return of a lost client. It is less than the budget for opening a tunnel, so that the
 /// answer names the cause.

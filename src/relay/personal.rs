@@ -63,8 +63,11 @@ const SPARE_FILES: usize = 8;
 /// How long unused connections to a pod or a laptop stay open.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Target of requests that match no condition.
-const PODS: &str = "pods";
+/// Target of requests that match no condition. Error pages name it.
+const PODS: &str = "the pods";
+
+/// Start of the target of requests for a client; the number of its tunnel follows.
+const CLIENT: &str = "the client of tunnel ";
 
 /// Counts of requests and connections, by destination.
 #[derive(Default)]
@@ -210,7 +213,7 @@ impl Sites for Split {
 
     fn route(&self, host: &str, request: &Request<Body>, _: &Door) -> Result<Route, Page> {
         let (counter, target, options) = match self.tunnel(host, request) {
-            Some(tunnel) => (&self.parted.to_laptops, tunnel.to_string().into(), &self.to_laptops),
+            Some(tunnel) => (&self.parted.to_laptops, format!("{CLIENT}{tunnel}").into(), &self.to_laptops),
             None => {
                 let is_h2 = request.version() == Version::HTTP_2;
                 (&self.parted.to_pods, PODS.into(), &self.to_pods[usize::from(is_h2)])
@@ -325,13 +328,13 @@ mod tests {
             split.route("web", &request, &Door::Closed).unwrap().target
         };
         for (path, headers, target) in [
-            ("/", &[][..], "pods"),
-            ("/", &[("x-user", "anna")], "1"),
-            ("/api", &[("x-user", "anna")], "2"),
-            ("/api/v1", &[], "3"),
-            ("/api/v2", &[], "4"),
-            ("/", &[("x-user", "anna"), ("x-team", "red")], "1"),
-            ("/", &[("x-user", "bo")], "pods"),
+            ("/", &[][..], PODS),
+            ("/", &[("x-user", "anna")], "the client of tunnel 1"),
+            ("/api", &[("x-user", "anna")], "the client of tunnel 2"),
+            ("/api/v1", &[], "the client of tunnel 3"),
+            ("/api/v2", &[], "the client of tunnel 4"),
+            ("/", &[("x-user", "anna"), ("x-team", "red")], "the client of tunnel 1"),
+            ("/", &[("x-user", "bo")], PODS),
         ] {
             assert_eq!(ask(path, headers), Target::Named(target.into()), "{path} {headers:?}");
         }

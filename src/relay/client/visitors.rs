@@ -15,6 +15,7 @@ use crate::{
     },
     relay::{
         auth,
+        backend::MANY,
         carrier::Carrier,
         conversation::{self, Over},
         tls,
@@ -157,6 +158,8 @@ async fn carry(connection: Connection, visit: Visit) -> Option<Connection> {
     let mut stream = Carrier::new(connection);
     let end = splice(&mut stream, &mut local).await;
     let broken: Option<&(Side, io::Error)> = end.broken.as_ref();
+    // A stream for requests of several visitors has no peer.
+    let peer = Some(peer).filter(|peer| *peer != MANY.to_string());
     info!(target: "adit::access", peer, local = local_end, up = end.up, down = end.down, ?broken, "relayed connection");
     stream.into_inner()
 }

@@ -8,7 +8,7 @@ use std::{
 use futures::future::BoxFuture;
 
 use super::{
-    PODS, Split,
+    CLIENT, PODS, Split,
     passing::{self, NoPod},
 };
 use crate::{
@@ -43,7 +43,10 @@ impl Backend for Ways {
             if &**name == PODS {
                 return Ok(Box::new(PodsSession::new(self.split.clone(), self.drain.clone())) as Box<dyn Session>);
             }
-            let tunnel = name.parse().ok().and_then(|number| self.server.tunnel_by_number(number));
+            let tunnel = name
+                .strip_prefix(CLIENT)
+                .and_then(|number| number.parse().ok())
+                .and_then(|number| self.server.tunnel_by_number(number));
             let tunnel = tunnel.ok_or_else(no_client)?;
             Ok(Box::new(TunnelSession::new(self.server.clone(), tunnel, &self.split.name)) as Box<dyn Session>)
         })

@@ -28,8 +28,9 @@ struct Looks {
     _end: DropGuard,
 }
 
-fn shown(condition: Option<&Condition>) -> String {
-    condition.map_or_else(String::new, Condition::to_string)
+/// Returns a condition for the log, which leaves out a field that is `None`.
+fn shown(condition: Option<&Condition>) -> Option<String> {
+    condition.map(Condition::to_string)
 }
 
 impl Following {

@@ -120,7 +120,9 @@ impl Server {
                 gone: CancellationToken::new(),
             }
         })?;
-        info!(key = session.key.name, public = self.public_address(&tunnel), port = tunnel.port, "relay: tunnel open");
+        // A Service has no public address.
+        let public = Some(self.public_address(&tunnel)).filter(|address| !address.is_empty());
+        info!(key = session.key.name, public, port = tunnel.port, "relay: tunnel open");
         match entrance {
             Entrance::Port((listener, _)) => {
                 let passage = pods.map(|pods| Passage::new(self, tunnel.name.clone(), pods));
