@@ -19,7 +19,7 @@ use super::{
     up::{self, Signals},
 };
 use crate::{
-    config::RELAY_PORT,
+    config::{RELAY_PORT, names::is_host},
     drain::Drain,
     relay::{
         app::{Bound, HttpSettings, PemFiles, Settings, StartError},
@@ -71,7 +71,7 @@ struct Serve {
     #[arg(long, value_name = "ADDRESS", requires = "domain")]
     http_listen: Option<SocketAddr>,
     /// Domain of the names of tunnels
-    #[arg(long, value_name = "DOMAIN", requires = "http_listen")]
+    #[arg(long, value_name = "DOMAIN", requires = "http_listen", value_parser = domain)]
     domain: Option<String>,
     /// Scheme and port of names in public addresses, behind a load balancer or an Ingress. If that terminates TLS, its X-Forwarded-For is kept [default: those of --http-listen]
     #[arg(long, value_name = "SCHEME[:PORT]", requires = "http_listen")]
@@ -109,6 +109,14 @@ struct Serve {
 }
 
 fn ports(text: &str) -> Result<std::ops::RangeInclusive<u16>, String> {
+fn domain(text: &str) -> Result<String, String> {
+    let domain = text.trim_matches('.').to_ascii_lowercase();
+    let is_domain = is_host(&domain) && domain.parse::<IpAddr>().is_err();
+    is_domain
+        .then_some(domain)
+        .ok_or_else(|| "write a domain without scheme, port and *: tunnels.example.com".to_owned())
+}
+
     auth::parse_ports(text).ok_or_else(|| "write two ports, e.g. 10000-60000".to_owned())
 }
 
@@ -202,5 +210,22 @@ async fn serve(control: SocketAddr, args: Serve) -> Result<ExitCode, CliError> {
     tokio::select! {
         ended = running => ended.map(|()| ExitCode::SUCCESS).map_err(CliError::from),
         () = signals.next() => Ok(ExitCode::from(up::INTERRUPTED)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_domain_is_a_hostname_without_scheme_port_or_wildcard() {
+        for (text, wanted) in
+            [("example.com", "example.com"), (".Example.com.", "example.com"), ("localhost", "localhost")]
+        {
+            assert_eq!(domain(text).as_deref(), Ok(wanted), "{text}");
+        }
+        for wrong in ["http://example.com", "*.example.com", "x y", "example.com:80", "", "10.0.0.1"] {
+            assert!(domain(wrong).is_err(), "{wrong}");
+        }
     }
 }
