@@ -27,7 +27,7 @@ use crate::{
         expose::Authority,
         server::{Limits, PublicOrigin},
     },
-    telemetry,
+    telemetry::{self, Format},
 };
 
 #[derive(Debug, clap::Args)]
@@ -134,7 +134,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
         })?,
     };
     let workers = globals.workers.map_or_else(runtime::of_relay, NonZeroUsize::get);
-    runtime::serve(workers, serve(control, args.serve))
+    runtime::serve(workers, serve(globals.format(), control, args.serve))
 }
 
 /// Returns the keys of a file, else of the environment.
@@ -178,7 +178,7 @@ fn settings(control: SocketAddr, args: Serve) -> Result<Settings, CliError> {
     })
 }
 
-async fn serve(control: SocketAddr, args: Serve) -> Result<ExitCode, CliError> {
+async fn serve(format: Format, control: SocketAddr, args: Serve) -> Result<ExitCode, CliError> {
     let mut signals = Signals::new()?;
     let settings = settings(control, args)?;
     let (bind, ports, allow_v1) = (settings.bind, settings.ports.clone(), settings.allow_v1);
@@ -199,7 +199,7 @@ async fn serve(control: SocketAddr, args: Serve) -> Result<ExitCode, CliError> {
     if allow_v1 {
         text += "version 1 is served: its secret and its bytes cross the network in the clear\n";
     }
-    print(&text)?;
+    up::started(format, &text)?;
 
     let drain = Drain::new();
     let mut running = std::pin::pin!(relay.run(drain.clone()));

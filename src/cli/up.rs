@@ -32,7 +32,7 @@ use crate::{
     drain::Drain,
     io::accept::Limits,
     listener::inherited::Inherited,
-    telemetry,
+    telemetry::{self, Format},
 };
 
 /// Exit code after SIGINT: 128 plus its number, as in shells.
@@ -69,9 +69,23 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
             Some(read) => read,
             None => return Ok(ExitCode::from(INTERRUPTED)),
         };
-        print(&text)?;
+        started(globals.format(), &text)?;
         serve(bound, async || signals.next().await).await
     })
+}
+
+/// Prints the lines about a start. If the log is JSON, they are one record of it.
+pub fn started(format: Format, text: &str) -> Result<(), CliError> {
+    match format {
+        Format::Text => return print(text),
+        Format::Json => info!("{}", in_one_line(text)),
+    }
+    Ok(())
+}
+
+fn in_one_line(text: &str) -> String {
+    let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 /// Runs a command until its end, on one thread.
@@ -244,4 +258,15 @@ fn banner(bound: &Bound) -> String {
     }
     let _ = writeln!(text, "services  http://SERVICE.NAMESPACE.localhost:{port}, 'adit routes -A' lists them");
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lines_of_a_start_are_one_record() {
+        let text = "adit 1 listens on 127.0.0.1:1\nconfig    none\n\n  curl x\n";
+        assert_eq!(in_one_line(text), "adit 1 listens on 127.0.0.1:1; config none; curl x");
+    }
 }
