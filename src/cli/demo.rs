@@ -41,8 +41,9 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
         let mut signals = Signals::new(ENDS)?;
         let demo =
             Demo::start().await.map_err(|error| CliError::new("cannot start the demo cluster").cause(Some(error)))?;
-        let config = config(&demo, &overrides);
-        let overrides = Overrides { verbose: globals.verbose, ..Overrides::default() };
+        // The demo has a kubeconfig of its own, with one context and all namespaces.
+        let overrides = Overrides { verbose: globals.verbose, listen: overrides.listen, ..Overrides::default() };
+        let config = config(&demo);
         let bound = up::bind(
             App { overrides, admin: true, verbosity: Some(verbosity), ui_dir: args.ui_dir, ..App::default() },
             config,
@@ -59,13 +60,10 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
 }
 
 /// Returns a configuration with routes into the demo, without the user's own file.
-fn config(demo: &Demo, overrides: &Overrides) -> Config {
+fn config(demo: &Demo) -> Config {
     let mut config = defaults::config();
     let paths = KubeconfigPaths(vec![demo.kubeconfig()]);
     (config.http.kubeconfig, config.tcp.kubeconfig) = (paths.clone(), paths);
-    if let Some(listen) = &overrides.listen {
-        config.http.listen.clone_from(listen);
-    }
     let destination = |namespace: &str, service: &str, port: PortRef| {
         let (namespace, service) = (namespace.parse().ok()?, service.parse().ok()?);
         let workload = Workload::Service(service);

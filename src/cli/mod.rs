@@ -54,7 +54,7 @@ use self::{
 use crate::{
     app::Overrides,
     config::{
-        Config, ContextName, Namespace, defaults,
+        self, Config, ContextName, Namespace, defaults,
         shell::{self, quoted},
         validate,
     },
@@ -400,18 +400,10 @@ fn workers(text: &str) -> Result<NonZeroUsize, String> {
 }
 
 fn listen(text: &str) -> Result<Vec<SocketAddr>, CliError> {
-    let wrong = || {
-        CliError::usage(format!("--listen: {text:?} is not an address with a port"))
+    config::listen::parse(text).map_err(|wanted| {
+        CliError::usage(format!("--listen: {text:?} is not {wanted}"))
             .hint(Some("write 127.0.0.1:8080, or just the port"))
-    };
-    if let Ok(port) = text.parse::<u16>() {
-        return Ok(defaults::loopback(port));
-    }
-    if let Some(port) = text.strip_prefix("localhost:") {
-        return Ok(defaults::loopback(port.parse().map_err(|_| wrong())?));
-    }
-    let address: SocketAddr = text.parse().map_err(|_| wrong())?;
-    Ok(if address.ip() == std::net::Ipv4Addr::LOCALHOST { defaults::loopback(address.port()) } else { vec![address] })
+    })
 }
 
 /// Returns clusters and router, for commands that do not serve.
@@ -463,13 +455,5 @@ mod tests {
         for wrong in ["0", "-1", "x", "1025"] {
             assert_eq!(workers(wrong).unwrap_err(), "write 1-1024");
         }
-    }
-
-    #[test]
-    fn listen_takes_a_port_or_an_address() {
-        assert_eq!(listen("8080").unwrap(), defaults::loopback(8080));
-        assert_eq!(listen("127.0.0.1:1").unwrap(), defaults::loopback(1));
-        assert_eq!(listen("0.0.0.0:1").unwrap(), ["0.0.0.0:1".parse().unwrap()]);
-        assert!(listen("nowhere").is_err());
     }
 }

@@ -251,11 +251,15 @@ fn variables(
         let called: Vec<&str> = opened.iter().filter_map(Opened::called).collect();
         let option = format!("{tool:?}").to_lowercase();
         let target = target.ok_or_else(|| {
+            let message = match name {
+                Some(name) => format!("--for {option}={name}: there is no target {name:?}"),
+                None => format!("--for {option}: it is not clear which target is meant"),
+            };
             let hint = match called.as_slice() {
                 [] => format!("name it with --to: --to {option}=SERVICE.NAMESPACE"),
                 names => format!("write --for {option}=NAME; the names are {}", names.join(", ")),
             };
-            CliError::usage(format!("--for {option}: it is not clear which target is meant")).hint(Some(hint))
+            CliError::usage(message).hint(Some(hint))
         })?;
         variables.extend(tool.variables(target).into_iter().map(|(name, value)| (name.to_owned(), value)));
     }

@@ -1,6 +1,7 @@
 //! `adit server`: runs a relay for reverse tunnels.
 
 use std::{
+    io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroUsize,
     path::PathBuf,
@@ -108,7 +109,6 @@ struct Serve {
     limits: LimitArgs,
 }
 
-fn ports(text: &str) -> Result<std::ops::RangeInclusive<u16>, String> {
 fn domain(text: &str) -> Result<String, String> {
     let domain = text.trim_matches('.').to_ascii_lowercase();
     let is_domain = is_host(&domain) && domain.parse::<IpAddr>().is_err();
@@ -117,6 +117,7 @@ fn domain(text: &str) -> Result<String, String> {
         .ok_or_else(|| "write a domain without scheme, port and *: tunnels.example.com".to_owned())
 }
 
+fn ports(text: &str) -> Result<std::ops::RangeInclusive<u16>, String> {
     auth::parse_ports(text).ok_or_else(|| "write two ports, e.g. 10000-60000".to_owned())
 }
 
@@ -137,9 +138,13 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     runtime::serve(workers, serve(globals.format(), control, args.serve))
 }
 
-/// Returns the keys of a file, else of the environment.
+/// Returns the keys of a client: those of a file, else of the environment.
 pub fn keys(file: Option<&PathBuf>) -> Result<Vec<Key>, CliError> {
-    auth::load(file.map(PathBuf::as_path)).map_err(|error| StartError::Keys(error).into())
+    auth::load(file.map(PathBuf::as_path)).map_err(|error| {
+        let hint = (error.kind() == io::ErrorKind::NotFound)
+            .then_some("it is the secret of the relay: copy the file of its --secret-file, or its ADIT_SECRET; name it here with --secret-file, or set ADIT_SECRET");
+        CliError::from(StartError::Keys(error)).hint(hint)
+    })
 }
 
 impl From<StartError> for CliError {

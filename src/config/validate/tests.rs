@@ -62,13 +62,13 @@ fn an_autotunnel_file_is_read_with_the_same_keys() {
 
 #[test]
 fn every_problem_is_told_at_once_with_its_place() {
-    let text = "http:\n  listn: 127.0.0.1:1\n  listen: \"8989\"\n  idle_timeout: soon\n  k8s:\n    routes:\n      argocd.localhost:\n        service: a\n        port: 70000\n\
+    let text = "http:\n  listn: 127.0.0.1:1\n  listen: \"127.0.0.1\"\n  idle_timeout: soon\n  k8s:\n    routes:\n      argocd.localhost:\n        service: a\n        port: 70000\n\
                 \x20     both.localhost: {service: a, pod: b}\n      none.localhost: {port: 80}\n      \"x:80\": {service: a}\ntcp: [1]\nfoo: 1\n";
     assert_eq!(
         problems(text),
         [
             "http.listn: unknown key (line 2, column 3)",
-            "http.listen: \"8989\" has no host (line 3, column 11)",
+            "http.listen: expected an address with a port, found \"127.0.0.1\" (line 3, column 11)",
             "http.idle_timeout: expected a duration, found \"soon\" (line 4, column 17)",
             "http.k8s.routes.\"argocd.localhost\".port: expected 1-65535, found \"70000\" (line 9, column 15)",
             "http.k8s.routes.\"both.localhost\": both service and pod are given (line 10, column 23)",

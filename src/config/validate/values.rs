@@ -1,7 +1,7 @@
 //! Single values, each with the description of a valid one for its message.
 
 use super::{claims::ListenIp, *};
-use crate::config::listen::overlap;
+use crate::config::listen::{self, overlap};
 
 impl Walk {
     pub(super) fn boolean(&mut self, node: &Node) -> Option<bool> {
@@ -126,7 +126,9 @@ impl Walk {
         if is_host(name) || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
             return Some(host);
         }
-        let hint = if host.contains(':') {
+        let hint = if host.contains('/') {
+            "write only the host, without scheme and path: web.localhost"
+        } else if host.contains(':') {
             "leave the port out: the listener decides it"
         } else {
             "write web.localhost, or *.web.localhost for every name below"
@@ -160,35 +162,10 @@ impl Walk {
         }
     }
 
-    /// Parses an address: `127.0.0.1:8989`; `localhost:8989`; `:8989`, in Go's notation, for every address of the machine.
+    /// Parses an address, see [`listen::parse`].
     pub(super) fn listen(&mut self, node: &Node) -> Option<Vec<SocketAddr>> {
         let text = self.text(node)?;
-        let missing = format!(
-            "write 127.0.0.1:{}",
-            if text.bytes().all(|byte| byte.is_ascii_digit()) { text.as_str() } else { "8989" }
-        );
-        let Some((host, port)) = text.rsplit_once(':') else {
-            self.problem(node.place, &format!("{text:?} has no host"), Some(&missing));
-            return None;
-        };
-        let Ok(port) = port.parse::<u16>() else {
-            return self.wrong(node, "an address with a port from 0 to 65535", Some("write 127.0.0.1:8989"));
-        };
-        if host.is_empty() {
-            return Some(vec![
-                SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
-                SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
-            ]);
-        }
-        if host.eq_ignore_ascii_case("localhost") {
-            return Some(defaults::loopback(port));
-        }
-        match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
-            // Browsers try `[::1]` first for names below localhost.
-            Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)) => Some(defaults::loopback(port)),
-            Ok(ip) => Some(vec![SocketAddr::new(ip, port)]),
-            Err(_) => self.wrong(node, "an IP address and a port", Some("write 127.0.0.1:8989")),
-        }
+        listen::parse(&text).map_or_else(|wanted| self.wrong(node, wanted, Some("write 127.0.0.1:8989")), Some)
     }
 
     /// Reads one address or a list of them.
