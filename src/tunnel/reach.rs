@@ -11,7 +11,6 @@ use super::{BUDGET, Lease, Manager, lease::connect, task::View};
 use crate::{
     backend::{Endpoint, OpenError, StreamFault},
     error_code::ErrorCode,
-    k8s::ClusterError,
     routing::Target,
 };
 
@@ -43,7 +42,7 @@ pub fn passes(error: &OpenError) -> bool {
 
 /// Returns whether an error may go away for a caller that also waits for a Service, a pod or a namespace to be created.
 pub fn passes_or_appears(error: &OpenError) -> bool {
-    passes(error) || matches!(error, OpenError::Cluster(ClusterError::NotFound { .. }))
+    passes(error) || error.code() == ErrorCode::NotFound
 }
 
 impl Manager {
