@@ -1,6 +1,7 @@
 //! Frontends: they handle a client's protocol, from the first byte to a tunnel.
 
 mod backend_tls;
+pub mod certs;
 mod client;
 pub mod client_socket;
 pub mod door;

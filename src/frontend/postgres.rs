@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 use self::sessions::{Sessions, Watched};
 use super::{
     Connection,
+    certs::Certs,
     client_socket::ClientSocket,
     greeting::{self, Greeting, GreetingError},
     http::HttpFrontend,
@@ -23,7 +24,6 @@ use super::{
     noted,
     read_only::Unlocked,
     refusal::{Refusal, refuse_greeted},
-    tls::certs::Certs,
 };
 use crate::{
     error_code::ErrorCode,

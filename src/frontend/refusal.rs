@@ -223,7 +223,7 @@ mod tests {
     use tokio::io::duplex;
 
     use super::*;
-    use crate::frontend::tls::certs::Certs;
+    use crate::frontend::certs::Certs;
 
     async fn told(asked: &'static [u8], database: Option<Database>) -> (bool, String) {
         let (mut near, mut far) = duplex(1 << 16);

@@ -1,7 +1,5 @@
 //! TLS by SNI: passed through byte for byte if the backend speaks TLS, otherwise ended here.
 
-pub mod certs;
-
 use std::{io, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
@@ -13,15 +11,15 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info};
 
-use self::certs::Certs;
 use super::{
+    certs::Certs,
     client_socket::ClientSocket,
     greeting::{self, DECODE_ERROR, GreetingError},
     http::{HttpFrontend, HttpVersion},
     join::join_while,
-    read_only::Unlocked,
     postgres::{self, PostgresFrontend},
     protocol::{Asks, SpeaksTls},
+    read_only::Unlocked,
 };
 use crate::{
     config::{ClientTls, PortRef, Scheme},

@@ -310,7 +310,7 @@ async fn what_is_missing_is_one_sentence_each() {
     let of_system: Vec<&str> = said.lines().filter(|line| line.contains("the system")).collect();
     let [line] = of_system.as_slice() else { panic!("{said}") };
     assert!(
-        line.starts_with("root      the system") && line.contains("sudo cp ") || line.contains("not known"),
+        line.starts_with("root      the system") && line.contains("sudo install ") || line.contains("not known"),
         "{line}"
     );
     assert!(!person.home().join(".pki").exists());

@@ -28,7 +28,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    super::{protocol, tls::certs::Certs},
+    super::{certs::Certs, protocol},
     admit::authority,
     body::body_of,
     *,
