@@ -48,7 +48,7 @@ use crate::{
         dial::{Connector, Dialer},
         exec_path::ExecPath,
         kubeconfig::{self, Access, Files, Fingerprint},
-        kubectl::kubectl,
+        kubectl::{adit, kubectl},
         proxy,
         sign_in::{Report, SignIns},
         spare::Spare,
@@ -106,6 +106,7 @@ pub struct Cluster {
     pub context: ContextName,
     /// See [`Self::kubectl`].
     kubectl: String,
+    adit: String,
     pub client: kube::Client,
     /// Client for watches and other requests that no client waits for: they start no sign-in.
     pub watches: kube::Client,
@@ -350,6 +351,7 @@ impl Cluster {
             transports,
             contact,
             kubectl: kubectl(id),
+            adit: adit(id),
             context,
             digest,
             replaced: CancellationToken::new(),
@@ -364,6 +366,11 @@ impl Cluster {
     /// Returns the start of a kubectl command for this context, quoted for any shell.
     pub fn kubectl(&self) -> &str {
         &self.kubectl
+    }
+
+    /// Returns the start of an adit command that uses this context.
+    pub fn adit(&self) -> &str {
+        &self.adit
     }
 
     /// Returns whether this is the first call with `text`, so that a missing permission is logged once. Returns `false` for

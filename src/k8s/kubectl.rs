@@ -1,4 +1,4 @@
-//! kubectl commands in hints, and the contexts for which kubectl has no names.
+//! kubectl and adit commands in hints, and the contexts for which kubectl has no names.
 
 use crate::{config::shell, routing::ClusterId};
 
@@ -16,5 +16,16 @@ pub fn kubectl(id: &ClusterId) -> String {
         IN_CLUSTER => "kubectl".to_owned(),
         UNNAMED => shell::kubectl(&id.kubeconfig),
         name => format!("{} --context {}", shell::kubectl(&id.kubeconfig), shell::quoted(name)),
+    }
+}
+
+/// Returns the start of an adit command to paste, with the same context.
+pub fn adit(id: &ClusterId) -> String {
+    let files = shell::named(&id.kubeconfig).map(|list| format!(" --kubeconfig {}", shell::quoted(&list)));
+    let files = files.unwrap_or_default();
+    match id.context.as_str() {
+        IN_CLUSTER => "adit".to_owned(),
+        UNNAMED => format!("adit{files}"),
+        name => format!("adit --context {}{files}", shell::quoted(name)),
     }
 }

@@ -65,7 +65,7 @@ pub async fn wait_for_end(cluster: &Cluster, namespace: &Namespace, name: &Subdo
 }
 
 /// Returns whether no container of the pod runs or will run.
-fn has_ended(pod: &Pod) -> bool {
+pub fn has_ended(pod: &Pod) -> bool {
     let Some(status) = &pod.status else { return false };
     let mut containers = status.container_statuses.iter().chain(&status.init_container_statuses).flatten().peekable();
     let is_final = pod.metadata.deletion_timestamp.is_some() && containers.peek().is_some();

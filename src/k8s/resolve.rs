@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use tracing::warn;
 
 use self::alias::InCluster;
+pub use self::taken_over::Takeover;
 use super::{
     ClusterError, ServicePort,
     client::{AskError, Cluster},
@@ -54,6 +55,8 @@ pub struct Resolution {
     pub affinity: Option<Duration>,
     /// Objects that list the pods, for the watch.
     pub source: Source,
+    /// Takeover of the port by a laptop.
+    pub takeover: Option<Takeover>,
 }
 
 /// Objects that list the reachable pods, with the resource version of the read.
@@ -229,14 +232,21 @@ impl Lookup<'_> {
         let what = format!("service {}/{name}", self.namespace);
         // In parallel: one round trip on HTTP/2.
         let (service, slices) = tokio::join!(self.get::<Service>(&what, name), self.slices(&what, name));
-        let Service { metadata, spec } = match service {
-            Ok(service) => service,
+        let (metadata, spec) = match service {
+            Ok(service) => (service.metadata, service.spec.unwrap_or_default()),
             Err(AskError::Failed(error)) => return Err(error),
             Err(AskError::NotFound) => return Err(self.not_found::<Service>(what, "services", name).await),
         };
-        let spec = spec.unwrap_or_default();
         if let Some(alias) = self.alias(&what, &spec, wanted)? {
             return Ok(alias);
+        }
+        let takeover =
+            wanted.and_then(|wanted| Takeover::of(&metadata, choose_port(&tcp_ports(&spec), wanted)?.number));
+        // Its slices still name the pod of a relay that is gone.
+        if let Some(takeover) = &takeover
+            && let Some(error) = self.relay_is_gone(&what, name, takeover).await
+        {
+            return Err(error);
         }
         let told = self.told(&what, name, &spec, slices).await?;
         let (port, pod_port) = match wanted {
@@ -252,7 +262,7 @@ impl Lookup<'_> {
             _ => self.namespace.clone(),
         };
         let (affinity, ports) = (affinity(&spec), tcp_ports(&spec));
-        Ok(Found::Pods(Box::new(Resolution { namespace, port, ports, reachable, affinity, source })))
+        Ok(Found::Pods(Box::new(Resolution { namespace, port, ports, reachable, affinity, source, takeover })))
     }
 
     /// Returns a named pod of a Service. It must run, may be reached on any port, and uses the Service's ports if they
@@ -366,7 +376,7 @@ impl Lookup<'_> {
         let version = pod.metadata.resource_version.clone().unwrap_or_default();
         let source = Source::Pod { name, version, container_port };
         let (namespace, ports) = (self.namespace.clone(), Vec::new());
-        Ok(Resolution { namespace, port, ports, reachable, affinity: None, source })
+        Ok(Resolution { namespace, port, ports, reachable, affinity: None, source, takeover: None })
     }
 
     /// Returns a port of a pod, which may listen on undeclared ports.

@@ -240,7 +240,7 @@ async fn a_takeover_without_a_relay_is_named() {
         let Err(error) = resolved(&demo, "shop", service("web"), PortRef::Auto).await else { return false };
         let cause = error.cause().unwrap();
         assert_eq!(
-            cause, "port 80 is taken over by anna (192.0.2.5), and adit finds no relay that serves it",
+            cause, "port 80 is taken over by anna (192.0.2.5) since 2026-11-30T08:00:00Z, through relay/relay-0, and this relay is gone",
             "{error}"
         );
         assert_eq!(error.hint().unwrap(), "if its relay is gone: adit expose restore web.shop");
@@ -286,6 +286,31 @@ async fn a_target_port_that_is_the_name_of_no_port_of_the_pods_is_an_error_at_on
     let error = resolved(&app.demo, "shop", service("typo"), PortRef::Auto).await.unwrap_err();
     assert_eq!(error.code().as_str(), "not-ready", "{error}");
     app.finish().await;
+}
+
+#[tokio::test]
+async fn a_takeover_has_its_owner_and_an_error_if_its_relay_is_gone() {
+    let demo = start_demo().await;
+    put_relay(&demo, Some("true"));
+    put_taken(&demo, "primary", true);
+    let take = |uid: &str| {
+        let ports = json!([{"port": 80, "targetPort": 80, "owner": "ana", "since": "2026-01-01T00:00:00Z"}]);
+        let record = json!({"relay": format!("relay/relay-0/{uid}/1"), "ports": ports}).to_string();
+        let metadata = json!({"namespace": "shop", "name": "primary", "annotations": {"adit/takeover": record}});
+        demo.world().put("services", json!({"metadata": metadata, "spec": without_selector()}));
+    };
+    let says = "port 80 is taken over by ana since 2026-01-01T00:00:00Z, through relay/relay-0";
+    take(demo.world().get("pods", "relay", "relay-0").unwrap()["metadata"]["uid"].as_str().unwrap());
+    let found = resolved(&demo, "shop", service("primary"), PortRef::Auto).await.unwrap();
+    assert_eq!(found.takeover.unwrap().to_string(), says);
+    take("of-a-former-pod");
+    let error = resolved(&demo, "shop", service("primary"), PortRef::Auto).await.unwrap_err();
+    assert_eq!(error.cause().unwrap(), format!("{says}, and this relay is gone"));
+    let hint = error.hint().unwrap();
+    assert!(
+        hint.starts_with("adit --context demo --kubeconfig ") && hint.ends_with(" expose restore primary.shop"),
+        "{hint}"
+    );
 }
 
 #[tokio::test]

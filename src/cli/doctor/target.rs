@@ -13,7 +13,7 @@ use super::{
 use crate::{
     admin::api::services,
     app::reach::Reach,
-    config::{Jump, PortRef, Scheme, Workload},
+    config::{Jump, Namespace, PortRef, Scheme, Workload},
     error_code::ErrorCode,
     k8s::{ServicePort, resolve},
     routing::{Named, PodTarget, Target},
@@ -103,13 +103,24 @@ pub async fn checks(scope: &Scope, target: &str, all: &mut Vec<Check>) {
     };
     all.push(Check::new("service", GROUP, Status::Ok, format!("{what} exists{its_port}")));
     let names: Vec<&str> = resolved.reachable.pods.iter().map(|pod| pod.name.as_str()).collect();
-    let says = format!("{} ready pod{}: {}", names.len(), if names.len() == 1 { "" } else { "s" }, names.join(", "));
-    let endpoints = Check::new("endpoints", GROUP, Status::Ok, says);
+    let taken = resolved.takeover.as_ref().map(ToString::to_string);
     all.push(match &resolved.reachable.not_ready {
-        Some(reason) => Check { status: Status::Warn, ..endpoints }.detail(Some(format!("it is not ready: {reason}"))),
-        None => endpoints,
+        Some(reason) => {
+            let says = format!("pod {} is not ready ({reason})", names.join(", "));
+            Check::new("endpoints", GROUP, Status::Warn, says)
+                .fix("look at its readiness probe", Some(describe(scope, &resolved.namespace, pods, &names)))
+        }
+        None => {
+            let plural = if names.len() == 1 { "" } else { "s" };
+            let says = format!("{} ready pod{plural}: {}", names.len(), names.join(", "));
+            Check::new("endpoints", GROUP, Status::Ok, says).detail(taken)
+        }
     });
     reached(scope, pods, &resolved.port, &named, all).await;
+}
+
+fn describe(scope: &Scope, namespace: &Namespace, pods: &PodTarget, names: &[&str]) -> String {
+    format!("{} -n {namespace} describe pod {}", scope.kubectl_of(&pods.cluster.context), names.join(" "))
 }
 
 /// Checks whether the port in the pod accepts a connection, and which protocol its server uses.

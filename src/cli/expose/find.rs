@@ -181,13 +181,22 @@ impl Relay {
     }
 }
 
-/// Returns the error of a Service for which there is no ready relay, with the relays that there are.
+/// Returns the error of a Service for which there is no ready relay, with the relays that there are. A Service that the last relay
+/// has not restored still routes to it.
 pub async fn no_relay(cluster: &Cluster, namespace: Option<&Namespace>, service: &ServiceName) -> CliError {
     // Without a list, the hint still helps.
     let others: Vec<String> =
         pods(cluster, namespace).await.unwrap_or_default().iter().filter_map(|pod| not_for(pod, service)).collect();
     let cause = Some(others.join("; ")).filter(|others| !others.is_empty());
-    let message = format!("no ready relay that takes over Services in context \"{}\", for {service}", cluster.context);
+    let context = &cluster.context;
+    let message = match inspect::relay_of(&Kube::new(cluster.client.clone()), service).await {
+        Some((namespace, pod)) => format!(
+            "no ready relay in context \"{context}\", and Service {service} is still taken over through relay {namespace}/{pod}: if that \
+             is gone for good, 'adit expose restore {}.{}' restores the Service",
+            service.name, service.namespace
+        ),
+        None => format!("no ready relay that takes over Services in context \"{context}\", for {service}"),
+    };
     CliError::new(message).cause(cause).hint(Some(
         "install one for all: helm install relay charts/adit -n relay --create-namespace --set expose.enabled=true --set \
          image.repository=REGISTRY/adit; or create \

@@ -73,7 +73,18 @@ pub async fn list(place: &Place, all_namespaces: bool, output: Option<Output>) -
             false => format!("no Service is taken over in namespace {namespace} of context {context}; -A lists all\n"),
         });
     }
-    print(&listed(&exposed))
+    print(&listed(&exposed))?;
+    for gone in exposed.iter().filter(|exposed| exposed.state == RelayState::Gone) {
+        let service = &gone.service;
+        // If stderr is closed, the list is still right.
+        let _ = writeln!(
+            io::stderr(),
+            "hint: the relay of {service} is gone: 'adit expose restore {}.{}' restores the Service",
+            service.name,
+            service.namespace
+        );
+    }
+    Ok(())
 }
 
 fn as_json(exposed: &Exposed) -> serde_json::Value {
