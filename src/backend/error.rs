@@ -92,6 +92,16 @@ impl StreamFault {
         error.get_ref()?.downcast_ref()
     }
 
+    /// Returns what the user can do about it, if there is something specific.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Refused { port } => {
+                Some(format!("does the container listen on port {port}, on all of its addresses?"))
+            }
+            _ => None,
+        }
+    }
+
     /// Returns whether the pod has certainly seen no byte, so that all bytes may be replayed to another pod.
     pub fn never_reached_the_pod(&self) -> bool {
         matches!(self, Self::Refused { .. } | Self::PodGone { .. } | Self::Unavailable { .. })
@@ -220,6 +230,7 @@ impl OpenError {
             Self::Cluster(error) => error.hint(),
             Self::Command { hint, .. } => hint.clone(),
             Self::TooManyNew => Some("try again in a second".to_owned()),
+            Self::Stream(fault) => fault.hint(),
             _ => None,
         }
     }

@@ -78,6 +78,7 @@ pub struct Condition {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ContainerStatus {
+    pub name: String,
     pub state: Option<ContainerState>,
 }
 
@@ -98,6 +99,7 @@ pub struct Running {}
 #[serde(default)]
 pub struct Waiting {
     pub reason: Option<String>,
+    pub message: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -6,7 +6,7 @@ use kube::Api;
 use tokio::time::sleep;
 
 use crate::{
-    config::{Label, Namespace, Subdomain},
+    config::{Label, Namespace, Subdomain, shell::quoted},
     k8s::{
         ServicePort,
         client::{AskError, Cluster},
@@ -41,6 +41,9 @@ pub fn relays_for(pod: &Pod, namespace: &str) -> bool {
     let exposes = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(EXPOSES));
     is_relay && exposes.is_some_and(|exposes| exposes == "true" || exposes == namespace)
 }
+
+/// Maximum length of a message of a node in an error, in characters.
+const LONGEST_MESSAGE: usize = 200;
 
 /// Pause between two looks at a pod that takes no new streams: while it terminates, and while it may become ready again.
 const TERMINATES: Duration = Duration::from_secs(2);
@@ -145,6 +148,28 @@ fn is_tcp(port: &ContainerPort) -> bool {
     port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
 }
 
+/// Returns the arguments of kubectl that show why a pod is not ready.
+pub fn look_at(pod: &Pod) -> String {
+    let name = quoted(pod.metadata.name.as_deref().unwrap_or_default());
+    let of =
+        |container: &ContainerStatus, options: &str| format!("logs {name} -c {}{options}", quoted(&container.name));
+    let crashed = |container: &ContainerStatus| {
+        let state = container.state.as_ref()?;
+        match (&state.waiting, &state.terminated) {
+            (Some(waiting), _) if waiting.reason.as_deref() == Some("CrashLoopBackOff") => {
+                Some(of(container, " --previous"))
+            }
+            (None, Some(terminated)) if terminated.exit_code != 0 => Some(of(container, "")),
+            _ => None,
+        }
+    };
+    let status = pod.status.as_ref();
+    let mut all = status
+        .into_iter()
+        .flat_map(|status| status.init_container_statuses.iter().chain(&status.container_statuses).flatten());
+    all.find_map(crashed).unwrap_or_else(|| format!("describe pod {name}"))
+}
+
 /// Returns why a pod is not ready, in a few words: `CrashLoopBackOff`, `Pending: Unschedulable`, `terminating`.
 pub fn why_not_ready(pod: &Pod) -> String {
     if pod.metadata.deletion_timestamp.is_some() {
@@ -154,8 +179,10 @@ pub fn why_not_ready(pod: &Pod) -> String {
     if let Some(reason) = &status.reason {
         return printable(reason);
     }
-    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
-    if let Some(reason) = containers.filter_map(container_problem).next() {
+    let init = status.init_container_statuses.iter().flatten().find_map(|container| {
+        Some(format!("init container {}: {}", printable(&container.name), container_problem(container)?))
+    });
+    if let Some(reason) = init.or_else(|| status.container_statuses.iter().flatten().find_map(container_problem)) {
         return reason;
     }
     let phase = status.phase.as_deref().unwrap_or("Unknown");
@@ -175,8 +202,15 @@ fn container_problem(container: &ContainerStatus) -> Option<String> {
     let state = container.state.as_ref()?;
     if let Some(waiting) = &state.waiting {
         let reason = waiting.reason.as_deref()?;
+        // The message names the missing ConfigMap or Secret. Those of other reasons repeat the reason at length.
+        let message = waiting.message.as_deref().filter(|_| reason.starts_with("CreateContainer"));
+        let message: String = message.unwrap_or_default().chars().take(LONGEST_MESSAGE).collect();
         // A container that waits for the init containers is not the reason.
-        return (reason != "PodInitializing").then(|| printable(reason));
+        return match reason {
+            "PodInitializing" => None,
+            _ if message.is_empty() => Some(printable(reason)),
+            _ => Some(printable(&format!("{reason}: {message}"))),
+        };
     }
     let terminated = state.terminated.as_ref()?;
     (terminated.exit_code != 0).then(|| match terminated.reason.as_deref() {
@@ -281,5 +315,29 @@ mod tests {
         let unscheduled = serde_json::json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]});
         assert_eq!(why(unscheduled), "Pending: Unschedulable");
         assert_eq!(why(serde_json::json!({"phase": "Running"})), "running, not ready");
+        let message = "configmap \"nothere\" not found";
+        let states = serde_json::json!([{"name": "a", "state": {"waiting": {"reason": "CreateContainerConfigError", "message": message}}}]);
+        assert_eq!(
+            why(serde_json::json!({"phase": "Pending", "containerStatuses": states})),
+            "CreateContainerConfigError: configmap \"nothere\" not found"
+        );
+        let waits = serde_json::json!([{"name": "app", "state": {"waiting": {"reason": "PodInitializing"}}}]);
+        let status = serde_json::json!({"phase": "Pending", "initContainerStatuses": waiting("CrashLoopBackOff"), "containerStatuses": waits});
+        assert_eq!(why(status), "init container a: CrashLoopBackOff");
+    }
+
+    #[test]
+    fn a_pod_that_crashes_is_looked_at_in_its_log() {
+        let look = |state: serde_json::Value| {
+            let statuses = serde_json::json!([{"name": "migrate", "state": state}]);
+            look_at(&pod(
+                serde_json::json!({"metadata": {"name": "web-0"}, "status": {"initContainerStatuses": statuses}}),
+            ))
+        };
+        let waits = |reason: &str| serde_json::json!({"waiting": {"reason": reason}});
+        assert_eq!(look(waits("CrashLoopBackOff")), "logs web-0 -c migrate --previous");
+        assert_eq!(look(serde_json::json!({"terminated": {"exitCode": 1}})), "logs web-0 -c migrate");
+        assert_eq!(look(waits("CreateContainerConfigError")), "describe pod web-0");
+        assert_eq!(look(serde_json::json!({"running": {}})), "describe pod web-0", "a readiness probe fails");
     }
 }

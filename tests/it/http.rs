@@ -84,7 +84,8 @@ async fn a_service_without_a_ready_pod_says_why() {
     let (status, body) = app.get("broken.shop.localhost", "/").await;
     assert_eq!(status, 503);
     assert!(
-        body.contains("0 of 1 pods ready (broken-7c4: CrashLoopBackOff)") && body.contains("get pods -l app=broken"),
+        body.contains("0 of 1 pods ready (broken-7c4: CrashLoopBackOff)")
+            && body.contains("logs broken-7c4 -c broken --previous"),
         "{body}"
     );
     // A reload is a GET: it would replace a form that was posted.

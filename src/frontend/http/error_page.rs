@@ -187,21 +187,18 @@ impl Page {
 
     /// Returns the page for a stream that broke before the pod had answered.
     pub fn of_stream(fault: &StreamFault, target: &str) -> Self {
-        let (code, hint) = match fault {
-            StreamFault::Refused { port } => (
-                ErrorCode::Refused,
-                Some(format!("does the container listen on port {port}, on all of its addresses?")),
-            ),
-            StreamFault::PodGone { .. } => (ErrorCode::PodGone, None),
-            StreamFault::Reset => (ErrorCode::Reset, None),
-            StreamFault::Lost { .. } => (ErrorCode::Lost, None),
-            StreamFault::Unavailable { .. } => (ErrorCode::Unavailable, None),
-            StreamFault::Jump { .. } | StreamFault::JumpBroke { .. } => (ErrorCode::Jump, None),
-            StreamFault::Other { .. } => (ErrorCode::PortForward, None),
+        let code = match fault {
+            StreamFault::Refused { .. } => ErrorCode::Refused,
+            StreamFault::PodGone { .. } => ErrorCode::PodGone,
+            StreamFault::Reset => ErrorCode::Reset,
+            StreamFault::Lost { .. } => ErrorCode::Lost,
+            StreamFault::Unavailable { .. } => ErrorCode::Unavailable,
+            StreamFault::Jump { .. } | StreamFault::JumpBroke { .. } => ErrorCode::Jump,
+            StreamFault::Other { .. } => ErrorCode::PortForward,
         };
         Self {
             cause: Some(fault.to_string()),
-            hint,
+            hint: fault.hint(),
             ..Self::new(StatusCode::BAD_GATEWAY, code, format!("no answer from {target}"))
         }
     }

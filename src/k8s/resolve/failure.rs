@@ -71,8 +71,7 @@ impl Lookup<'_> {
     }
 
     pub(super) fn does_not_run(&self, what: String, pod: &Pod) -> ClusterError {
-        let name = pod.metadata.name.as_deref().unwrap_or_default();
-        let hint = format!("{} -n {} describe pod {}", self.cluster.kubectl(), self.namespace, quoted(name));
+        let hint = format!("{} -n {} {}", self.cluster.kubectl(), self.namespace, pods::look_at(pod));
         let cause = format!("the pod does not run ({})", pods::why_not_ready(pod));
         ClusterError::NotReady { what, context: self.cluster.context.clone(), cause, hint }
     }
@@ -125,7 +124,7 @@ impl Lookup<'_> {
             _ => None,
         };
         if let Some(takeover) = target.and_then(|target| takeover(metadata, target)) {
-            let hint = format!("if its relay is gone: adit expose restore {name}.{}", self.namespace);
+            let hint = format!("if its relay is gone: {} expose restore {name}.{}", self.cluster.adit(), self.namespace);
             return not_ready(format!("{takeover}, and adit finds no relay that serves it"), hint);
         }
         let selector: Vec<String> =
@@ -134,6 +133,7 @@ impl Lookup<'_> {
             return not_ready("its endpoints name no ready pod".to_owned(), self.get_slices(name));
         }
         let selector = selector.join(",");
+        let kubectl = |arguments: &str| format!("{} -n {} {arguments}", self.cluster.kubectl(), self.namespace);
         let pods = self.list_pods(ListParams::default().labels(&selector).limit(100)).await;
         // The pods' state is optional: the EndpointSlices are what counts.
         let pods = pods.as_ref().map(|list| list.items.as_slice());
@@ -142,12 +142,14 @@ impl Lookup<'_> {
         {
             return self.undeclared(what, name, target, pods.unwrap_or_default());
         }
-        let cause = match pods {
-            Ok([]) => "no pods: the workload may be scaled to 0".to_owned(),
-            Ok(pods) => describe(pods),
-            Err(_) => "its EndpointSlices name no ready pod".to_owned(),
-        };
-        not_ready(cause, self.get_pods(&selector))
+        match pods {
+            Ok([]) => not_ready(format!("no pod has the labels {selector}"), kubectl("get pods --show-labels")),
+            Ok(pods) => {
+                let first = pods.iter().find(|pod| !pods::is_ready(pod)).map(pods::look_at);
+                not_ready(describe(pods), first.map_or_else(|| self.get_pods(&selector), |look| kubectl(&look)))
+            }
+            Err(_) => not_ready("its EndpointSlices name no ready pod".to_owned(), self.get_pods(&selector)),
+        }
     }
 
     /// Returns the error for a `targetPort` that is the name of no port of the pods.
