@@ -121,10 +121,14 @@ pub fn of_kubeconfig(text: &str) -> Result<Uri, String> {
     }
 }
 
-/// Returns the host and port of a proxy, for messages.
+/// Returns the host and port of a proxy, for messages and commands. A SOCKS proxy has its scheme.
 pub fn without_credentials(proxy: &Uri) -> String {
     let authority = proxy.authority().map(|authority| authority.as_str()).unwrap_or_default();
-    authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_owned()
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    match proxy.scheme_str() {
+        Some(scheme) if scheme != "http" => format!("{scheme}://{host}"),
+        _ => host.to_owned(),
+    }
 }
 
 /// Returns a URL, valid or not, with `***` instead of its password.

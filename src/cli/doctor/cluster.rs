@@ -76,10 +76,14 @@ async fn way(scope: &Scope, cluster: &Cluster, all: &mut Vec<Check>) -> bool {
     };
     if let Some(reason) = reason {
         let says = format!("no connection to {host}:{port}{through}");
-        all.push(Check::new("api-tcp", GROUP, Status::Fail, says).detail(Some(reason)).fix(
-            "is the cluster running, and the VPN up?",
-            Some(format!("curl -vk {}/version", cluster.server.to_string().trim_end_matches('/'))),
-        ));
+        let fix = match &cluster.proxy {
+            Some(proxy) => format!(
+                "is the proxy {proxy} running, and may it connect to the server? 'proxy-url' of the kubeconfig or $HTTPS_PROXY names it"
+            ),
+            None => "is the cluster running, and the VPN up?".to_owned(),
+        };
+        let command = curl("-vk", &cluster.server.to_string(), cluster.proxy.as_deref());
+        all.push(Check::new("api-tcp", GROUP, Status::Fail, says).detail(Some(reason)).fix(fix, Some(command)));
         return false;
     }
     all.push(Check::new("api-tcp", GROUP, Status::Ok, format!("{host}:{port} accepts connections{through}")));
@@ -98,6 +102,12 @@ async fn way(scope: &Scope, cluster: &Cluster, all: &mut Vec<Check>) -> bool {
         }
     }
     true
+}
+
+/// Returns a command that asks the server for its version, through the same proxy as adit.
+fn curl(options: &str, server: &str, proxy: Option<&str>) -> String {
+    let proxy = proxy.map(|proxy| format!(" -x {}", quoted(proxy))).unwrap_or_default();
+    format!("curl {options}{proxy} {}", quoted(&format!("{}/version", server.trim_end_matches('/'))))
 }
 
 /// Returns a failed check that names the issuer of the untrusted certificate: often a proxy that intercepts TLS.
@@ -159,7 +169,7 @@ async fn answers(cluster: &Cluster, all: &mut Vec<Check>) -> Option<u32> {
             let said = version.as_str().map(|said| format!("its answer begins with {said:?}"));
             all.push(Check::new("api-server", GROUP, Status::Fail, says).detail(said).fix(
                 "look at the answer: a login page or a proxy may be in front of it",
-                Some(format!("curl -k {}/version", cluster.server.to_string().trim_end_matches('/'))),
+                Some(curl("-k", &cluster.server.to_string(), cluster.proxy.as_deref())),
             ));
             return None;
         }
@@ -273,6 +283,13 @@ mod tests {
             |names: &str| format!("the server's certificate is for {names}, and not for a.b: set tls-server-name");
         assert_eq!(presented(&words("foo.example, bar.example")), Some("foo.example"));
         assert_eq!((presented(&words("no name")), presented("expired")), (None, None));
+    }
+
+    #[test]
+    fn the_command_for_a_server_behind_a_proxy_goes_through_the_proxy() {
+        let of = |proxy| curl("-vk", "https://10.0.0.1:6443/", proxy);
+        assert_eq!(of(None), "curl -vk https://10.0.0.1:6443/version");
+        assert_eq!(of(Some("127.0.0.1:9")), "curl -vk -x 127.0.0.1:9 https://10.0.0.1:6443/version");
     }
 
     #[test]
