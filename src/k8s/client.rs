@@ -44,7 +44,7 @@ use crate::{
     k8s::{
         ClusterError, Namespaces,
         credential::Credential,
-        credentials::User,
+        credentials::{User, first_expiry},
         dial::{Connector, Dialer},
         exec_path::ExecPath,
         kubeconfig::{self, Access, Files, Fingerprint},
@@ -130,6 +130,17 @@ pub struct Cluster {
     /// That of the [`Access`].
     digest: u64,
     replaced: CancellationToken,
+}
+
+/// What the user of a context has to sign in with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SignedIn {
+    /// The kubeconfig has no credentials.
+    Anonymous,
+    /// No known expiry.
+    Unlimited,
+    /// `what`: what expires, for example `token`.
+    Until { what: &'static str, at: SystemTime },
 }
 
 /// State of a cluster, as seen by its last requests.
@@ -405,17 +416,17 @@ impl Cluster {
         Ok(header.and_then(|header| header.strip_prefix("Bearer ")).map(str::to_owned))
     }
 
-    /// Returns whether requests need no sign-in now.
-    pub fn is_signed_in(&self) -> bool {
-        self.user.present().is_some()
-    }
-
-    /// Signs in, and returns the expiry of the credential. `None`: it has none.
+    /// Signs in, and returns what the user has to sign in with.
     ///
     /// # Errors
     /// Fails if the sign-in fails.
-    pub async fn sign_in_expires(&self) -> Result<Option<SystemTime>, ClusterError> {
-        self.credential().await.map(|credential| credential.expires())
+    pub async fn signed_in(&self) -> Result<SignedIn, ClusterError> {
+        let credential = self.credential().await?;
+        Ok(match first_expiry(&credential) {
+            Some((what, at)) => SignedIn::Until { what, at },
+            None if self.user.is_named(&credential) => SignedIn::Unlimited,
+            None => SignedIn::Anonymous,
+        })
     }
 
     /// Returns the reason for a failed connection as text.

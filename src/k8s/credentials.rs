@@ -8,6 +8,7 @@ pub mod token_file;
 use std::{
     hash::{Hash, Hasher},
     sync::{Arc, Mutex, MutexGuard, Weak},
+    time::SystemTime,
 };
 
 use http::{HeaderMap, header::AUTHORIZATION};
@@ -123,6 +124,11 @@ impl User {
         }
     }
 
+    /// Returns whether requests with this credential say who the user is.
+    pub fn is_named(&self, credential: &Credential) -> bool {
+        credential.identity.is_some() || self.headers(credential).contains_key(AUTHORIZATION)
+    }
+
     /// Returns the likely reason for a 401.
     pub fn refusal(&self) -> Failure {
         let now = Timestamp::now();
@@ -218,9 +224,23 @@ impl<'a> Renewal<'a> {
     }
 }
 
+/// Returns what of a credential expires first, in words, and when. `None`: nothing has a known expiry.
+pub fn first_expiry(credential: &Credential) -> Option<(&'static str, SystemTime)> {
+    if let Some(expires) = credential.expires() {
+        return Some(("credentials", expires));
+    }
+    let token = credential.header.as_ref().and_then(|header| header.to_str().ok()?.strip_prefix("Bearer "));
+    let token = token.and_then(oidc::id_token::stated_expiry).map(|end| ("token", end));
+    let certificate = credential.certificate_ends().map(|end| ("client certificate", SystemTime::from(end)));
+    [token, certificate].into_iter().flatten().min_by_key(|(_, end)| *end)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Duration,
+    };
 
     use futures::future::BoxFuture;
 
@@ -280,6 +300,19 @@ mod tests {
         assert_eq!(headers(HeaderMap::new())[AUTHORIZATION], "Bearer secret");
         let fixed = HeaderMap::from_iter([(AUTHORIZATION, basic("ana", "b").unwrap())]);
         assert_eq!(headers(fixed)[AUTHORIZATION], basic("ana", "b").unwrap());
+    }
+
+    #[test]
+    fn the_expiry_of_a_fixed_token_is_read_from_the_token() {
+        use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+        let of = |token: &str| first_expiry(&Credential::new(Some(bearer(token).unwrap()), None));
+        let jwt = |claims: &str| format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000);
+        assert_eq!(of(&jwt("{\"exp\": 1600000000}")), Some(("token", at)));
+        assert_eq!((of(&jwt("{}")), of("opaque")), (None, None));
+        let user = User::new(Method::Fixed(Arc::default()), HeaderMap::new());
+        assert!(!user.is_named(&Credential::default()));
+        assert!(user.is_named(&Credential::new(Some(bearer("opaque").unwrap()), None)));
     }
 
     #[test]

@@ -102,7 +102,7 @@ pub async fn list(clusters: &Clusters, router: &Router, query: &Query, listener:
     let id = ClusterId { kubeconfig: contexts.kubeconfig.clone(), context };
     let listing = async {
         let cluster = clusters.get(&id).await?;
-        if query.signed_in && !cluster.is_signed_in() {
+        if query.signed_in && !cluster.has_credential() {
             return Ok((Vec::new(), None));
         }
         let pods = async {

@@ -11,8 +11,11 @@ use super::{
     service,
 };
 use crate::{
-    config::{ContextName, KubeconfigPaths},
-    k8s::{ClusterError, client::Cluster},
+    config::{ContextName, KubeconfigPaths, near::near},
+    k8s::{
+        ClusterError,
+        client::{Cluster, SignedIn},
+    },
     routing::alias,
 };
 
@@ -64,8 +67,26 @@ fn current(scope: &Scope) -> Check {
             Check::new(ID, GROUP, Status::Fail, "the kubeconfig has no current context").fix("choose one", choose())
         }
         Some(context) if !contexts.namespaces.contains_key(context) => {
-            Check::new(ID, GROUP, Status::Fail, format!("there is no context {context}, which is the current one"))
-                .fix("choose one", choose())
+            let config = &scope.router.config;
+            let named_by = match (&scope.globals.context, &config.default_context) {
+                (Some(_), _) => "--context names".to_owned(),
+                (None, Some(_)) => match &config.source {
+                    Some(file) => format!("default_context of {} names", file.display()),
+                    None => "default_context names".to_owned(),
+                },
+                (None, None) => "is the current one of the kubeconfig".to_owned(),
+            };
+            let says = format!("there is no context {context}, which {named_by}");
+            let check = Check::new(ID, GROUP, Status::Fail, says);
+            let known: Vec<&str> = contexts.namespaces.keys().map(|name| name.as_str()).collect();
+            let near = near(context, known.iter().copied(), |name| name);
+            match (config.default_context.is_some(), near.as_slice()) {
+                // A change of the kubeconfig's current context would not help.
+                (true, []) if known.is_empty() => check.fix("the kubeconfig has no contexts: set KUBECONFIG", None),
+                (true, []) => check.fix(format!("the contexts are {}", known.join(", ")), None),
+                (true, near) => check.fix(format!("did you mean {}?", near.join(" or ")), None),
+                (false, _) => check.fix("choose one", choose()),
+            }
         }
         Some(context) => Check::new(ID, GROUP, Status::Ok, format!("the current context is {context}")),
     }
@@ -101,17 +122,16 @@ pub async fn context(scope: &Scope, of: &Of) -> (Vec<Check>, Option<Arc<Cluster>
             return (vec![of_error(id, GROUP, &error).of_context(context)], None);
         }
     };
-    let signed_in = timeout(PLUGIN_WITHIN, cluster.sign_in_expires()).await;
+    let signed_in = timeout(PLUGIN_WITHIN, cluster.signed_in()).await;
     let check = match signed_in {
-        Ok(Ok(None)) => Check::new(ID, GROUP, Status::Ok, "the user has credentials without an expiry time"),
-        Ok(Ok(Some(expires))) => {
-            let at = Timestamp::try_from(expires).unwrap_or_default();
-            let left = at.duration_since(Timestamp::now()).as_secs();
-            let at = at.round(Unit::Second).unwrap_or(at);
-            match left {
-                ..=0 => Check::new(ID, GROUP, Status::Fail, format!("the credentials have expired at {at}"))
-                    .fix("sign in again", Some(by_hand)),
-                _ => Check::new(ID, GROUP, Status::Ok, format!("the credentials are valid until {at}")),
+        Ok(Ok(signed_in)) => {
+            let check = of_user(signed_in);
+            match check.status {
+                Status::Fail if scope.clusters.sign_in(&of.id).is_none() => {
+                    check.fix("renew it with the tool that has written the kubeconfig", None)
+                }
+                Status::Fail => check.fix("sign in again", Some(by_hand)),
+                _ => check,
             }
         }
         Ok(Err(error)) => of_error(ID, GROUP, &error),
@@ -126,7 +146,84 @@ pub async fn context(scope: &Scope, of: &Of) -> (Vec<Check>, Option<Arc<Cluster>
     (checks.map(|check| check.of_context(context)).collect(), is_signed_in.then_some(cluster))
 }
 
+fn of_user(signed_in: SignedIn) -> Check {
+    let (status, says) = match signed_in {
+        SignedIn::Anonymous => (Status::Ok, "the user has no credentials".to_owned()),
+        SignedIn::Unlimited => (Status::Ok, "the user has credentials without an expiry time".to_owned()),
+        SignedIn::Until { what, at } => {
+            let at = Timestamp::try_from(at).unwrap_or(Timestamp::MAX);
+            let (verb, verbs) = if what.ends_with('s') { ("are", "have") } else { ("is", "has") };
+            let shown = at.round(Unit::Second).unwrap_or(at);
+            match at <= Timestamp::now() {
+                true => (Status::Fail, format!("the {what} {verbs} expired at {shown}")),
+                false => (Status::Ok, format!("the {what} {verb} valid until {shown}")),
+            }
+        }
+    };
+    Check::new("credentials", GROUP, status, says)
+}
+
 /// Returns a failed check for an error.
 pub fn of_error(id: &'static str, group: Group, error: &ClusterError) -> Check {
     Check::new(id, group, Status::Fail, error.to_string()).detail(error.cause()).hint(error.hint())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::{cli::Cli, config::validate};
+
+    #[test]
+    fn a_context_that_does_not_exist_says_who_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let kubeconfig = folder.path().join("kubeconfig");
+        let of = |selected: &str, config: &str, line: &[&str]| {
+            let text = format!(
+                "{{apiVersion: v1, kind: Config, current-context: {selected}, contexts: [{{name: test, context: {{cluster: c, user: u}}}}, \
+                 {{name: production, context: {{cluster: c, user: u}}}}], clusters: [{{name: c, cluster: {{server: 'http://127.0.0.1:1'}}}}], \
+                 users: [{{name: u, user: {{}}}}]}}"
+            );
+            std::fs::write(&kubeconfig, text).unwrap();
+            let config = format!("{config}http: {{k8s: {{kubeconfig: '{}'}}}}\n", kubeconfig.display());
+            let mut config = validate::parse(std::path::Path::new("adit.yaml"), config.as_bytes()).unwrap();
+            let globals = Cli::parse_from(line).globals;
+            globals.overrides().unwrap().apply(&mut config);
+            let (clusters, router) = crate::cli::router(config);
+            let check = current(&Scope::new(clusters, router, &globals, None));
+            let fix = check.fix.map(|fix| (fix.text, fix.command.is_some()));
+            (check.says, fix)
+        };
+        let fix = |text: &str, has_command| Some((text.to_owned(), has_command));
+        let says = |by: &str| format!("there is no context prod, which {by}");
+        assert_eq!(
+            of("test", "", &["adit", "--context", "prod"]),
+            (says("--context names"), fix("did you mean production?", false))
+        );
+        assert_eq!(
+            of("test", "default_context: prod\n", &["adit"]),
+            (says("default_context of adit.yaml names"), fix("did you mean production?", false))
+        );
+        assert_eq!(of("prod", "", &["adit"]), (says("is the current one of the kubeconfig"), fix("choose one", true)));
+        let (_, contexts) = of("test", "", &["adit", "--context", "qqq"]);
+        assert_eq!(contexts, fix("the contexts are production, test", false));
+    }
+
+    #[test]
+    fn credentials_that_have_expired_or_do_not_exist_are_named() {
+        let of = |signed_in| {
+            let check = of_user(signed_in);
+            (check.status, check.says)
+        };
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000);
+        let says = "the token has expired at 2020-09-13T12:26:40Z".to_owned();
+        assert_eq!(of(SignedIn::Until { what: "token", at }), (Status::Fail, says));
+        let at = SystemTime::now() + Duration::from_secs(60);
+        let (status, says) = of(SignedIn::Until { what: "credentials", at });
+        assert!(status == Status::Ok && says.starts_with("the credentials are valid until "), "{says}");
+        assert_eq!(of(SignedIn::Anonymous).1, "the user has no credentials");
+    }
 }

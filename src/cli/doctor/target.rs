@@ -66,7 +66,7 @@ pub async fn checks(scope: &Scope, target: &str, all: &mut Vec<Check>) {
         }
     };
     // A sign-in that takes too long fails in its own check.
-    let is_signed_in = timeout(PLUGIN_WITHIN, cluster.sign_in_expires()).await.is_ok();
+    let is_signed_in = timeout(PLUGIN_WITHIN, cluster.signed_in()).await.is_ok();
     let resolved = match if is_signed_in { Some(resolving.await) } else { None } {
         Some(Ok(resolved)) => resolved,
         None => {

@@ -5,7 +5,7 @@
 //! that the file is writable, because a provider that rotates refresh tokens accepts each one only once. It reads the
 //! file before each renewal, because kubectl may have renewed the token. And it renews a refused token.
 
-mod id_token;
+pub(super) mod id_token;
 mod provider;
 
 use std::{

@@ -29,6 +29,11 @@ pub fn expiry(token: &str) -> Result<SystemTime, String> {
     Ok(SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(never))
 }
 
+/// Returns the expiry that a token states. `None`: it is not a JSON Web Token, or states none.
+pub fn stated_expiry(token: &str) -> Option<SystemTime> {
+    expiry(token).ok().filter(|expiry| *expiry > SystemTime::UNIX_EPOCH)
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
