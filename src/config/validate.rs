@@ -63,16 +63,30 @@ pub fn read(file: &Path) -> Result<Vec<u8>, LoadError> {
     fs::read(file).map_err(|error| unreadable(file, &error))
 }
 
-/// Parses the content of a file, and tries the files that it names. (adit itself starts without some of them, and fails when it
+/// A context that a key names, by its own name or an alias.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedContext {
+    pub key: String,
+    pub place: Place,
+    pub name: ContextName,
+}
+
+/// Everything that a configuration names outside of itself.
+struct Names {
+    files: Vec<NamedFile>,
+    contexts: Vec<NamedContext>,
+}
+
+/// Parses the content of a file, and tries the files that it names. Also returns the contexts that it names. (adit itself starts without some of them, and fails when it
 /// uses them.)
 ///
 /// # Errors
 /// As of [`load`]; or adit could not use a file as the configuration requires.
-pub fn check(file: &Path, bytes: &[u8]) -> Result<Config, LoadError> {
+pub fn check(file: &Path, bytes: &[u8]) -> Result<(Config, Vec<NamedContext>), LoadError> {
     let (config, named) = walk(file, bytes)?;
-    let problems = files::problems(&named);
+    let problems = files::problems(&named.files);
     match problems.is_empty() {
-        true => Ok(config),
+        true => Ok((config, named.contexts)),
         false => Err(LoadError {
             file: file.to_owned(),
             problems,
@@ -105,8 +119,8 @@ pub fn parse(file: &Path, bytes: &[u8]) -> Result<Config, LoadError> {
     walk(file, bytes).map(|(config, _)| config)
 }
 
-/// Returns the configuration and the files that it names.
-fn walk(file: &Path, bytes: &[u8]) -> Result<(Config, Vec<NamedFile>), LoadError> {
+/// Returns the configuration, and everything that it names.
+fn walk(file: &Path, bytes: &[u8]) -> Result<(Config, Names), LoadError> {
     let fail =
         |problems: Vec<Problem>, text: &str| LoadError { file: file.to_owned(), problems, text: text.to_owned() };
     let whole = |message: &str| Problem {
@@ -127,13 +141,15 @@ fn walk(file: &Path, bytes: &[u8]) -> Result<(Config, Vec<NamedFile>), LoadError
         problems: Vec::new(),
         claimed: Vec::new(),
         files: Vec::new(),
+        contexts: Vec::new(),
         path: Vec::new(),
     };
     let mut config = walk.root(&node);
     config.source = Some(file.to_owned());
     config.shown = shown::shown(&node);
     walk.problems.sort_by_key(|problem| problem.place);
-    if walk.problems.is_empty() { Ok((config, walk.files)) } else { Err(fail(walk.problems, text)) }
+    let names = Names { files: walk.files, contexts: walk.contexts };
+    if walk.problems.is_empty() { Ok((config, names)) } else { Err(fail(walk.problems, text)) }
 }
 
 /// A walk through the tree that collects problems.
@@ -143,6 +159,7 @@ struct Walk {
     /// Addresses of listeners, each with the key that claims it.
     claimed: Vec<(SocketAddr, String)>,
     files: Vec<NamedFile>,
+    contexts: Vec<NamedContext>,
     path: Vec<String>,
 }
 

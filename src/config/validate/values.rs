@@ -86,7 +86,9 @@ impl Walk {
     }
 
     pub(super) fn context_name(&mut self, node: &Node) -> Option<ContextName> {
-        self.value(node, "the name of a context", None)
+        let name: ContextName = self.value(node, "the name of a context", None)?;
+        self.contexts.push(NamedContext { key: self.path(), place: node.place, name: name.clone() });
+        Some(name)
     }
 
     pub(super) fn pod_name(&mut self, node: &Node) -> Option<Subdomain> {
