@@ -13,14 +13,17 @@ use super::{
 use crate::{
     admin::api::services,
     app::reach::Reach,
-    config::{Jump, Namespace, PortRef, Scheme, Workload},
+    config::{Jump, Label, Namespace, PortRef, Scheme, Workload},
     error_code::ErrorCode,
-    k8s::{ServicePort, resolve},
+    k8s::{ServicePort, client::Cluster, list, resolve},
     routing::{Named, PodTarget, Target},
     tunnel::{Lease, OpenError},
 };
 
 const GROUP: Group = Group::Target;
+
+/// Time limit for the list of all Services, which is only for a hint.
+const LIST_WITHIN: Duration = Duration::from_secs(5);
 
 /// Time in which a pod may refuse a connection.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -92,8 +95,12 @@ pub async fn checks(scope: &Scope, target: &str, all: &mut Vec<Check>) {
                 all.push(Check::new("service", GROUP, Status::Ok, format!("{what} exists")));
             }
             let id = if is_ready { "endpoints" } else { "service" };
-            let check = Check::new(id, GROUP, Status::Fail, error.to_string()).detail(error.cause()).hint(error.hint());
-            return all.push(check);
+            let elsewhere = match workload {
+                Workload::Service(name) if error.code() == ErrorCode::NotFound => elsewhere(&cluster, name).await,
+                _ => None,
+            };
+            let check = Check::new(id, GROUP, Status::Fail, error.to_string()).detail(error.cause());
+            return all.push(check.hint(elsewhere.or_else(|| error.hint())));
         }
     };
     let its_port = match pods.jump {
@@ -121,6 +128,14 @@ pub async fn checks(scope: &Scope, target: &str, all: &mut Vec<Check>) {
 
 fn describe(scope: &Scope, namespace: &Namespace, pods: &PodTarget, names: &[&str]) -> String {
     format!("{} -n {namespace} describe pod {}", scope.kubectl_of(&pods.cluster.context), names.join(" "))
+}
+
+/// Returns the Services of this name in other namespaces. `None`: there are none, or the user may not list them.
+async fn elsewhere(cluster: &Cluster, name: &Label) -> Option<String> {
+    let listed = timeout(LIST_WITHIN, list::services(cluster, None)).await.ok()?.ok()?;
+    let others = listed.iter().filter(|other| other.name == *name);
+    let others: Vec<String> = others.map(|other| format!("{}.{}", other.name, other.namespace)).collect();
+    (!others.is_empty()).then(|| format!("did you mean {}?", others.join(" or ")))
 }
 
 /// Checks whether the port in the pod accepts a connection, and which protocol its server uses.
