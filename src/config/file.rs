@@ -228,9 +228,7 @@ impl<'a> Builder<'a> {
         let marker = error.marker();
         let start = marker.byte_offset().unwrap_or(0).min(self.text.len());
         let place = Place { line: marker.line(), column: marker.col() + 1, start, end: start };
-        let line = self.text.lines().nth(marker.line().saturating_sub(1)).unwrap_or_default();
-        let has_tab = line.trim_start_matches(' ').starts_with('\t');
-        let hint = has_tab.then(|| "indent with spaces: YAML allows no tabs there".to_owned());
+        let hint = error.info().contains("tab").then(|| "indent with spaces: YAML allows no tabs there".to_owned());
         Problem { path: String::new(), place, message: format!("not YAML: {}", error.info()), hint }
     }
 }
@@ -287,8 +285,10 @@ mod tests {
         let problems = parse("a: [1,\nb: 2\n").unwrap_err();
         assert!(problems[0].message.starts_with("not YAML") && problems[0].place.line == 1, "{problems:?}");
         assert_eq!(problems[0].hint, None);
-        let problems = parse("a:\n\tb: 1\n").unwrap_err();
-        assert!(problems[0].hint.as_ref().is_some_and(|hint| hint.contains("spaces")), "{problems:?}");
+        for text in ["a:\n\tb: 1\n", "a:\n  b: 1\n\tc: 1\n"] {
+            let problems = parse(text).unwrap_err();
+            assert!(problems[0].hint.as_ref().is_some_and(|hint| hint.contains("spaces")), "{problems:?}");
+        }
         assert!(parse(&format!("a: {}", "[".repeat(1000))).is_err());
         assert_eq!(parse("").unwrap().value, Value::Null);
         assert_eq!(parse("# only a comment\n").unwrap().value, Value::Null);

@@ -382,12 +382,13 @@ impl JsonSchema for Proxy {
     }
 }
 
-/// An address, or a list of them.
+/// An address, a port of loopback, or a list of addresses.
 #[derive(Serialize, JsonSchema)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "only its schema is of use")]
 enum Addresses {
     One(String),
+    Port(u16),
     Several(Vec<String>),
 }
 
