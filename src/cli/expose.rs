@@ -72,6 +72,9 @@ enum Command {
         /// Restore those of all namespaces
         #[arg(short = 'A', long, conflicts_with = "service")]
         all_namespaces: bool,
+        /// Restore those of this relay, even if it runs. Can be repeated
+        #[arg(long = "relay", value_name = "NAMESPACE/POD", conflicts_with = "service")]
+        relays: Vec<String>,
     },
     /// Delete the relay of --create in this namespace, with its objects
     Clean,
@@ -149,7 +152,9 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
 async fn by_hand(place: Place, command: Option<Command>) -> Result<(), CliError> {
     match command {
         Some(Command::Ls { all_namespaces, output }) => taken::list(&place, all_namespaces, output).await,
-        Some(Command::Restore { service, all_namespaces }) => taken::restore(&place, service, all_namespaces).await,
+        Some(Command::Restore { service, all_namespaces, relays }) => {
+            taken::restore(&place, service, all_namespaces, &relays).await
+        }
         Some(Command::Clean) => create::clean(&*place.cluster().await?, &place.namespace).await,
         None => Err(CliError::usage("no port is given").hint(Some("adit expose --help"))),
     }

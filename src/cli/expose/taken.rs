@@ -128,7 +128,21 @@ fn listed(exposed: &[Exposed]) -> String {
     table(&rows)
 }
 
-pub async fn restore(place: &Place, service: Option<NamedService>, all_namespaces: bool) -> Result<(), CliError> {
+/// Returns whether [`restore`] without a Service restores this one. `relays`: those whose Services to restore. Empty: those
+/// that are gone.
+fn is_chosen(exposed: &Exposed, relays: &[String]) -> bool {
+    match relays {
+        [] => exposed.state == RelayState::Gone,
+        relays => relays.contains(&exposed.relay),
+    }
+}
+
+pub async fn restore(
+    place: &Place,
+    service: Option<NamedService>,
+    all_namespaces: bool,
+    relays: &[String],
+) -> Result<(), CliError> {
     let names: Vec<ServiceName> = match service {
         Some(NamedService { name, namespace }) => {
             let namespace = namespace.unwrap_or_else(|| place.namespace.clone());
@@ -136,7 +150,9 @@ pub async fn restore(place: &Place, service: Option<NamedService>, all_namespace
         }
         None => {
             let exposed = exposed(place, all_namespaces).await?;
-            for other in exposed.iter().filter(|exposed| exposed.state != RelayState::Gone) {
+            let (chosen, others): (Vec<_>, Vec<_>) =
+                exposed.into_iter().partition(|exposed| is_chosen(exposed, relays));
+            for other in others.iter().filter(|_| relays.is_empty()) {
                 let (service, relay) = (&other.service, &other.relay);
                 let why = match other.state {
                     RelayState::Unknown => "may still run",
@@ -147,7 +163,7 @@ pub async fn restore(place: &Place, service: Option<NamedService>, all_namespace
                     service.name, service.namespace
                 ))?;
             }
-            exposed.into_iter().filter(|exposed| exposed.state == RelayState::Gone).map(|gone| gone.service).collect()
+            chosen.into_iter().map(|chosen| chosen.service).collect()
         }
     };
     if names.is_empty() {
@@ -182,4 +198,30 @@ pub async fn restore(place: &Place, service: Option<NamedService>, all_namespace
         })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::expose::service::Takeover;
+
+    #[test]
+    fn services_of_a_named_relay_are_restored_while_it_runs_and_no_others() {
+        let of = |relay: &str, state| Exposed {
+            service: ServiceName { namespace: "shop".into(), name: "web".into() },
+            takeover: Takeover { relay: String::new(), created: false, ports: Vec::new() },
+            relay: relay.into(),
+            state,
+        };
+        let named = ["relay/relay-0".to_owned()];
+        for (relay, state, by_default, by_name) in [
+            ("relay/relay-0", RelayState::Running, false, true),
+            ("relay/relay-0", RelayState::Gone, true, true),
+            ("relay/relay-01", RelayState::Gone, true, false),
+            ("team/relay-0", RelayState::Unknown, false, false),
+        ] {
+            let exposed = of(relay, state);
+            assert_eq!((is_chosen(&exposed, &[]), is_chosen(&exposed, &named)), (by_default, by_name), "{exposed:?}");
+        }
+    }
 }
