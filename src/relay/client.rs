@@ -180,6 +180,12 @@ fn shown(text: &str) -> String {
     printable(text).chars().take(LONGEST_SHOWN).collect()
 }
 
+/// Returns the user and the host of this process, as far as they are known: `anna@laptop`.
+fn user() -> String {
+    let user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()));
+    format!("{}@{}", user.unwrap_or_default(), rustix::system::uname().nodename().to_string_lossy())
+}
+
 /// Returns the error of a failed dial. A retry does not change a server's certificate or protocol, so these are fatal.
 fn refused(error: io::Error, to: String) -> Ended {
     match tls_error(&error) {
@@ -307,6 +313,11 @@ impl Client {
         };
         if !transcript.is_proven(&self.options.secret, Role::Server, &proof) {
             return Err(Ended::Fatal(Fatal::Stranger { to: to() }));
+        }
+        let takes_over = |wanted: &Wanted| matches!(wanted.kind, Kind::Service | Kind::ReplacedService);
+        if self.options.tunnels.iter().any(takes_over) {
+            // Before the token: a relay that knows no such claims keeps the last Identity.
+            conversation::send(tls, &[conversation::claimed_name(&user())]).await?;
         }
         // The token must not leave before the relay is authenticated.
         if let Some(token) = self.options.dial.token().await? {

@@ -102,6 +102,24 @@ pub async fn send(to: &mut (impl AsyncWrite + Unpin), frames: &[Frame]) -> Resul
     Ok(timeout(STEP, writing).await.map_err(|_| Over::Silent(STEP))??)
 }
 
+/// Begins an Identity that is no token: a space cannot occur in a token (RFC 6750, section 2.1).
+const CLAIM: &str = "claim ";
+
+/// Maximum length of a claimed name in characters.
+const LONGEST_CLAIM: usize = 64;
+
+/// Returns the frame with which a client says who it is. It proves nothing.
+pub fn claimed_name(user: &str) -> Frame {
+    Frame::Identity { token: format!("{CLAIM}{user}") }
+}
+
+/// Returns the name in the frame of [`claimed_name`], without the characters that could make it look like another message.
+/// `None`: it is a token.
+pub fn claimed(identity: &str) -> Option<String> {
+    let is_plain = |character: &char| character.is_alphanumeric() || "@._-+:/\\".contains(*character);
+    Some(identity.strip_prefix(CLAIM)?.chars().filter(is_plain).take(LONGEST_CLAIM).collect())
+}
+
 /// Returns the name of a frame, for errors.
 pub fn name(frame: &Frame) -> &'static str {
     match frame {
@@ -129,5 +147,28 @@ pub fn name(frame: &Frame) -> &'static str {
         Frame::Ping { .. } => "Ping",
         Frame::Pong { .. } => "Pong",
         Frame::Goodbye { .. } => "Goodbye",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claimed_name_is_short_and_plain_and_no_token() {
+        let of = |user: &str| {
+            let Frame::Identity { token } = claimed_name(user) else { panic!("another frame") };
+            claimed(&token)
+        };
+        for (said, shown) in [
+            ("anna@laptop", "anna@laptop"),
+            ("Änne.O@büro-1", "Änne.O@büro-1"),
+            ("bo), default (10.0.0.1\n\u{202e}", "bodefault10.0.0.1"),
+            ("", ""),
+        ] {
+            assert_eq!(of(said).unwrap(), shown);
+        }
+        assert_eq!(of(&"a".repeat(1000)).unwrap().len(), LONGEST_CLAIM);
+        assert_eq!(claimed("eyJhbGciOi.J9.x"), None);
     }
 }

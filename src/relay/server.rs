@@ -131,6 +131,8 @@ struct Session {
     ready: Mutex<Ready>,
     /// The user's token for the API server, as sent by the client; see [`Authority`](super::expose::Authority).
     token_of_user: Mutex<Option<SecretString>>,
+    /// Who the client claims to be, for messages only. Empty: it does not say.
+    claimed: Mutex<String>,
     /// Time of the last frame from the client.
     heard: Mutex<Instant>,
     /// Cookie of the last answered ping.
@@ -227,6 +229,7 @@ impl Server {
             idle: Idle::new(),
             ready: Mutex::default(),
             token_of_user: Mutex::default(),
+            claimed: Mutex::default(),
             heard: Mutex::new(Instant::now()),
             answered: watch::Sender::new(0),
             gone: CancellationToken::new(),
@@ -353,9 +356,12 @@ impl Server {
                     }
                 }
             }
-            Frame::Identity { token } if !session.is_v1 => {
-                *session.token_of_user.lock().expect("no panic while the lock is held") = Some(token.into());
-            }
+            Frame::Identity { token } if !session.is_v1 => match conversation::claimed(&token) {
+                Some(name) => *session.claimed.lock().expect("no panic while the lock is held") = name,
+                None => {
+                    *session.token_of_user.lock().expect("no panic while the lock is held") = Some(token.into());
+                }
+            },
             Frame::Close { tunnel } => {
                 if let Some(opening) = self.state().opening.get(&(session.token, tunnel)) {
                     opening.closed.cancel();

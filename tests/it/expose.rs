@@ -94,6 +94,23 @@ async fn the_end_of_an_old_tunnel_does_not_undo_a_new_one() {
     place.relay_ends(relay).await;
 }
 
+#[tokio::test]
+async fn others_see_who_has_a_service_as_far_as_its_client_says() {
+    let place = Place::new().await;
+    let relay = place.relay("one", "a").await;
+    let (mut anna, mut bo) = (Laptop::connect(&relay).await, Laptop::connect(&relay).await);
+    anna.send(Frame::Identity { token: "claim anna@laptop, (root)".into() }).await;
+    anna.take("web.shop:80").await.unwrap();
+    let refused = tokio::select! {
+        taken = bo.take("web.shop:80") => taken.unwrap_err(),
+        frame = anna.frame() => panic!("{frame:?}"),
+    };
+    assert!(refused.contains("by default (127.0.0.1; claims to be anna@laptoproot) already"), "{refused}");
+    assert!(place.service("web")["metadata"]["annotations"].to_string().contains("claims to be anna@laptoproot"));
+    anna.goodbye().await;
+    place.relay_ends(relay).await;
+}
+
 async fn eventually_taken(laptop: &mut Laptop, service: &str) -> u16 {
     for _ in 0..100 {
         match laptop.take(service).await {

@@ -286,7 +286,11 @@ impl Server {
             return Ok(None);
         }
         let exposer = self.options.exposer.as_ref().ok_or(TunnelError::NoServices)?;
-        let owner = format!("{} ({})", session.key.name, session.peer.ip().to_canonical());
+        let (key, address) = (&session.key.name, session.peer.ip().to_canonical());
+        let owner = match session.claimed.lock().expect("no panic while the lock is held").as_str() {
+            "" => format!("{key} ({address})"),
+            claimed => format!("{key} ({address}; claims to be {claimed})"),
+        };
         let mut asked = ExposeRequest::parse(name, kind == Kind::ReplacedService, owner)?;
         let token = session.token_of_user.lock().expect("no panic while the lock is held").clone();
         let token = token.as_ref().map(|token| token.expose_secret());
