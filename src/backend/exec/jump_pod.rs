@@ -25,7 +25,7 @@ pub async fn ensure(cluster: &Cluster, namespace: &Namespace, name: &str, jump: 
     let Some(create) = &jump.create else { return Ok(()) };
     let pod = pod(name, jump.container.as_deref(), &create.image, &create.command)
         .map_err(|error| ClusterError::Protocol { context: cluster.context.clone(), reason: error.to_string() })?;
-    own_pod::ensure(cluster, namespace, name, &pod, create.timeout).await
+    own_pod::ensure(cluster, namespace, name, &pod, create.timeout, |_| {}).await
 }
 
 /// Label selector of the pods that adit creates. adit never deletes any other pod.

@@ -8,13 +8,14 @@ use kube::{
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::find::{KEYS, Relay};
 use crate::{
     cli::report::{CliError, print},
     config::{Namespace, RELAY_PORT},
     k8s::{
+        ClusterError,
         client::{AskError, Cluster},
         own_pod, pods,
     },
@@ -48,7 +49,37 @@ pub async fn ensure(cluster: &Cluster, namespace: &Namespace, image: &str) -> Re
         make(cluster, namespace, group, kind, &object).await?;
     }
     let pod = named("", "Pod", pod(namespace, image))?;
-    Ok(own_pod::ensure(cluster, namespace, NAME, &pod, TIMEOUT).await?)
+    let waits_for = |state: &str| info!(%namespace, name = NAME, state, "waiting for the relay's pod");
+    let ready = own_pod::ensure(cluster, namespace, NAME, &pod, TIMEOUT, waits_for);
+    let mut waiting = Waiting { namespace, is_over: false };
+    let ready = ready.await;
+    waiting.is_over = true;
+    ready.map_err(|error| match (&error, error.hint()) {
+        (ClusterError::NotReady { .. }, Some(look)) => {
+            CliError::from(error).hint(Some(format!("{look}\n{} deletes it", cleaning(namespace))))
+        }
+        _ => error.into(),
+    })
+}
+
+/// The wait for the pod. If it is dropped before its end, a signal has ended the command.
+struct Waiting<'a> {
+    namespace: &'a Namespace,
+    is_over: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            let (namespace, cleaning) = (self.namespace, cleaning(self.namespace));
+            warn!("interrupted: the relay {namespace}/{NAME}, which is not ready, stays; {cleaning} deletes it");
+        }
+    }
+}
+
+/// Returns the command that deletes what [`ensure`] has created.
+fn cleaning(namespace: &Namespace) -> String {
+    format!("'adit expose clean -n {namespace}'")
 }
 
 /// Returns whether [`ensure`] has created this relay in this namespace.
