@@ -239,6 +239,11 @@ impl Passage {
         Self(Arc::new(Split { pods, ..Split::new(name, server.parted.clone()) }))
     }
 
+    /// Returns whether there are pods to pass visitors to.
+    pub fn has_pods(&self) -> bool {
+        !self.0.pods.borrow().is_empty()
+    }
+
     /// Joins a visitor with a pod, byte by byte.
     pub async fn pass(&self, server: &Server, visitor: TcpStream, peer: SocketAddr, place: Place) {
         place.settle();

@@ -28,7 +28,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
-    time::{Instant, interval},
+    time::{Duration, Instant, interval},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
@@ -135,9 +135,30 @@ struct Session {
     claimed: Mutex<String>,
     /// Time of the last frame from the client.
     heard: Mutex<Instant>,
+    /// When a visitor has waited in vain. A later frame from the client proves that it answers again.
+    unanswered: Mutex<Option<Instant>>,
     /// Cookie of the last answered ping.
     answered: watch::Sender<u64>,
     gone: CancellationToken,
+}
+
+impl Session {
+    /// Returns whether the client has sent nothing since a visitor waited for it in vain.
+    fn is_silent(&self) -> bool {
+        let unanswered = *self.unanswered.lock().expect("no panic while the lock is held");
+        unanswered.is_some_and(|at| *self.heard.lock().expect("no panic while the lock is held") < at)
+    }
+
+    /// Records that a visitor has waited for this long in vain, unless the client has sent something meanwhile.
+    fn did_not_answer(&self, waited: Duration) {
+        let (now, heard) = (Instant::now(), *self.heard.lock().expect("no panic while the lock is held"));
+        if self.is_v1 || now.duration_since(heard) < waited {
+            return;
+        }
+        *self.unanswered.lock().expect("no panic while the lock is held") = Some(now);
+        // Its answer ends the silence. If the queue is full, the client does not read, and its session ends soon.
+        let _ = self.frames.try_send(Frame::Ping { cookie: 0 });
+    }
 }
 
 impl Server {
@@ -231,6 +252,7 @@ impl Server {
             token_of_user: Mutex::default(),
             claimed: Mutex::default(),
             heard: Mutex::new(Instant::now()),
+            unanswered: Mutex::default(),
             answered: watch::Sender::new(0),
             gone: CancellationToken::new(),
         });

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -42,6 +43,10 @@ use crate::{
 /// How long a visitor waits for a client's connection.
 const VISITOR_WAITS: Duration = Duration::from_secs(30);
 
+/// The same for a visitor of a takeover that the pods could serve: a laptop that sleeps must not stop the Service until its
+/// session is dead.
+const VISITOR_OF_PODS_WAITS: Duration = Duration::from_secs(5);
+
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum StreamName {
     V1(Uuid),
@@ -68,7 +73,7 @@ impl Server {
             let (this, tunnel, passage) = (self.clone(), tunnel.clone(), passage.clone());
             // Not bound to the tunnel's end: the stream has its own connection.
             self.drain.spawn(async move {
-                match (this.visit(visitor, peer, &tunnel).await, passage) {
+                match (this.visit(visitor, peer, &tunnel, passage.as_ref()).await, passage) {
                     (Some(visitor), Some(passage)) => passage.pass(&this, visitor, peer, place).await,
                     (Some(mut visitor), None) => visitor.reset(),
                     (None, _) => drop(place),
@@ -128,10 +133,29 @@ impl Server {
         }
     }
 
-    /// Joins a visitor with the client of a tunnel. If the client is gone, returns the visitor, from which nothing was
-    /// read.
-    async fn visit(&self, mut visitor: TcpStream, peer: SocketAddr, tunnel: &Arc<Tunnel>) -> Option<TcpStream> {
-        let mut stream = match self.stream(tunnel, peer).await {
+    /// Joins a visitor with the client of a tunnel. If the client is gone, or pods could serve the visitor and the client does
+    /// not answer, returns the visitor, from which nothing was read.
+    async fn visit(
+        &self,
+        mut visitor: TcpStream,
+        peer: SocketAddr,
+        tunnel: &Arc<Tunnel>,
+        passage: Option<&Passage>,
+    ) -> Option<TcpStream> {
+        let mut asking = pin!(self.stream(tunnel, peer));
+        let asked = match passage {
+            Some(passage) if tunnel.session.is_silent() && passage.has_pods() => return Some(visitor),
+            Some(passage) => match timeout(VISITOR_OF_PODS_WAITS, &mut asking).await {
+                Ok(asked) => asked,
+                Err(_) if passage.has_pods() => {
+                    tunnel.session.did_not_answer(VISITOR_OF_PODS_WAITS);
+                    return Some(visitor);
+                }
+                Err(_) => asking.await,
+            },
+            None => asking.await,
+        };
+        let mut stream = match asked {
             Ok(stream) => stream,
             Err(error) => {
                 debug!(%peer, port = tunnel.port, %error, "relay: visitor refused");

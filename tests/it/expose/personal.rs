@@ -18,7 +18,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::support::{InPod, Laptop, Place};
@@ -642,5 +642,34 @@ async fn visitors_reach_the_pods_until_the_cluster_knows_that_a_port_is_given_ba
         place.is_again(&before).await;
         eventually("the port is closed", || async { TcpStream::connect(("127.0.0.1", port)).await.is_err() }).await;
     }
+    place.relay_ends(relay).await;
+}
+
+#[tokio::test]
+async fn visitors_of_a_laptop_that_sleeps_reach_the_pods_until_it_answers_again() {
+    async fn greeted(port: u16) {
+        let mut visitor = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let mut greeting = [0; 3];
+        timeout(Duration::from_secs(8), visitor.read_exact(&mut greeting)).await.expect("in time").unwrap();
+        assert_eq!(&greeting, b"pod");
+    }
+    let place = team(greet("pod").await).await;
+    let relay = place.relay("one", "a").await;
+    let mut laptop = Laptop::connect(&relay).await;
+    let port = laptop.take("team.shop:80").await.unwrap();
+    // The relay learns of the pods after the takeover.
+    eventually("the pods are no longer behind the port", || async { place.served("team", "http") == [port] }).await;
+    greeted(port).await;
+    // The next ones do not wait.
+    let asked = Instant::now();
+    greeted(port).await;
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    // The laptop wakes up, and is asked again.
+    while !matches!(laptop.frame().await, Frame::Incoming { .. }) {}
+    laptop.send(Frame::Ping { cookie: 7 }).await;
+    laptop.pong(7).await;
+    let _visitor = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    while !matches!(laptop.frame().await, Frame::Incoming { .. }) {}
+    laptop.goodbye().await;
     place.relay_ends(relay).await;
 }
