@@ -175,11 +175,9 @@ impl Protocols {
         learned.is_some_and(|learned| learned.answered.elapsed() < STILL_SPOKEN)
     }
 
-    /// Records that a backend that answered before, and now does not, speaks no other protocol.
+    /// Records that a backend that does not answer speaks no other protocol.
     pub fn asked_in_vain(&self, route: &Route, endpoint: &Arc<Endpoint>) {
-        if let Some(learned) = self.lock().get_mut(&route.target).filter(|learned| learned.is_of(endpoint)) {
-            learned.in_vain = Some(Instant::now());
-        }
+        Learned::of(&mut self.lock(), &route.target, endpoint).in_vain = Some(Instant::now());
     }
 
     /// Returns whether the backend spoke no other protocol within the last minute.

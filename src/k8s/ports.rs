@@ -8,6 +8,7 @@ use crate::{
         ServicePort,
         objects::{ServicePort as ServicePortObject, ServiceSpec},
     },
+    wire::database::Database,
 };
 
 impl ServicePort {
@@ -20,6 +21,29 @@ impl ServicePort {
     pub fn by_app_protocol(&self) -> Option<Scheme> {
         let protocol = self.app_protocol.as_deref()?.to_ascii_lowercase();
         scheme_of(&protocol.trim_start_matches("kubernetes.io/").replace("http/2", "http2"))
+    }
+
+    /// Returns the database that the port's appProtocol, name or number declares. Only a whole word counts: `redis-exporter` speaks
+    /// HTTP.
+    pub fn database(&self) -> Option<Database> {
+        let by_word = |word: &String| {
+            let word = word.to_ascii_lowercase();
+            match word.strip_prefix("tcp-").unwrap_or(&word) {
+                "postgres" | "postgresql" | "psql" | "pgsql" => Some(Database::Postgres),
+                "mysql" | "mariadb" => Some(Database::MySql),
+                "redis" | "valkey" => Some(Database::Redis),
+                _ => None,
+            }
+        };
+        let by_number = || match self.number {
+            5432 => Some(Database::Postgres),
+            3306 => Some(Database::MySql),
+            6379 => Some(Database::Redis),
+            _ => None,
+        };
+        let by_words = [&self.app_protocol, &self.name].into_iter().flatten().find_map(by_word);
+        let is_unnamed = self.name.as_deref().is_none_or(|name| matches!(name, "tcp" | "db" | "database"));
+        by_words.or_else(|| by_number().filter(|_| is_unnamed)).filter(|_| self.hint().is_none())
     }
 
     /// Returns the protocol in its name: `https`, `grpc-api`.
@@ -118,6 +142,27 @@ mod tests {
 
     fn port(number: u16, name: Option<&str>) -> ServicePort {
         ServicePort { number, name: name.map(str::to_owned), app_protocol: None }
+    }
+
+    #[test]
+    fn only_a_port_that_is_declared_as_a_database_is_one() {
+        for (number, name, wanted) in [
+            (5432, None, Some(Database::Postgres)),
+            (5432, Some("tcp"), Some(Database::Postgres)),
+            (15432, Some("tcp-postgresql"), Some(Database::Postgres)),
+            (6379, Some("Redis"), Some(Database::Redis)),
+            (3306, Some("db"), Some(Database::MySql)),
+            (5432, Some("http"), None),
+            (6379, Some("metrics"), None),
+            (9121, Some("redis-exporter"), None),
+            (80, None, None),
+        ] {
+            assert_eq!(port(number, name).database(), wanted, "{number} {name:?}");
+        }
+        let declared = ServicePort { app_protocol: Some("mysql".into()), ..port(1, Some("a")) };
+        assert_eq!(declared.database(), Some(Database::MySql));
+        let declared = ServicePort { app_protocol: Some("http".into()), ..port(5432, None) };
+        assert_eq!(declared.database(), None);
     }
 
     #[test]

@@ -12,6 +12,16 @@ pub enum Database {
     Redis,
 }
 
+impl Database {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "PostgreSQL",
+            Self::MySql => "MySQL",
+            Self::Redis => "Redis",
+        }
+    }
+}
+
 /// Returns whether these first bytes of a client are a RESP request: an array of bulk strings, or an inline command.
 pub fn is_resp(bytes: &[u8]) -> bool {
     match bytes {

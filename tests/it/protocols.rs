@@ -92,3 +92,13 @@ async fn a_redirect_of_the_same_host_comes_back_to_adit() {
     }
     app.finish().await;
 }
+
+#[tokio::test]
+async fn a_declared_database_gets_no_http() {
+    let app = TestApp::start("").await;
+    put_service(&app, "cache", json!([{"port": 6379, "targetPort": 8080, "protocol": "TCP"}]));
+    let (status, page) = app.get("cache.shop.localhost", "/").await;
+    assert!(status == 502 && page.contains("does not speak HTTP") && page.contains("one of Redis"), "{page}");
+    assert!(page.contains("--to db=cache.shop -- sh -c"), "{page}");
+    app.finish().await;
+}

@@ -10,7 +10,7 @@ use http::{
 use super::{body::innermost, error_page::Page, upstream::RequestError};
 use crate::{
     config::{
-        DASHBOARD_HOST, HttpOptions, PortRef, Workload,
+        DASHBOARD_HOST, HttpOptions, PortRef, Scheme, Workload,
         shell::{adit, quoted},
     },
     error_code::ErrorCode,
@@ -18,7 +18,7 @@ use crate::{
     guard::{normaliser::Refused, origin::Foreign},
     routing::{PodTarget, Route, RouteError, hostname::DynamicName},
     tunnel::{ClusterError, Lease, OpenError, SignInReport},
-    wire::http1::Refusal,
+    wire::{database::Database, http1::Refusal},
 };
 
 /// Maximum number of bytes that a page shows of an answer that is not HTTP.
@@ -143,6 +143,25 @@ pub fn signing_in(report: &SignInReport) -> Page {
     }
 }
 
+/// Returns the command that opens a database of a Service. `None`: the target is no Service.
+fn client(database: Database, route: &Route) -> Option<String> {
+    let pods = route.target.pods().filter(|pods| pods.jump.is_none())?;
+    let Workload::Service(service) = &pods.workload else { return None };
+    let port = match &pods.port {
+        PortRef::Auto | PortRef::Https => String::new(),
+        PortRef::Number(number) => format!(":{number}"),
+        PortRef::Name(name) => format!(":{name}"),
+    };
+    let program = match database {
+        Database::Postgres => "psql",
+        Database::MySql => "mysql",
+        Database::Redis => "sh -c 'redis-cli -p $DB_PORT'",
+    };
+    let context = quoted(pods.cluster.context.as_str());
+    let adit = adit("run", &pods.cluster.kubeconfig);
+    Some(format!("{adit} --context {context} --to db={service}.{}{port} -- {program}", pods.namespace))
+}
+
 /// Returns the command that finds out what is wrong with a target.
 fn doctor(host: &str, route: &Route) -> String {
     // A command (`sni.routes`) reads no kubeconfig.
@@ -236,6 +255,16 @@ fn of_request(error: &RequestError, host: &str, route: &Route, lease: &Lease) ->
             hint: Some("let the server accept HTTP/1.1 on this port too".to_owned()),
             ..Page::new(StatusCode::BAD_GATEWAY, ErrorCode::NoSwitch, format!("{} does not switch", route.target))
         },
+        (RequestError::Database(database), None) => Page {
+            cause: Some(format!("port {} of the Service {}", lease.endpoint().port.number, describe(error))),
+            hint: Some(match client(*database, route) {
+                Some(command) => {
+                    format!("{command}\n(if it speaks HTTP: {})", protocol::fix(route, &lease.endpoint(), Scheme::Http))
+                }
+                None => doctor(host, route),
+            }),
+            ..Page::new(StatusCode::BAD_GATEWAY, ErrorCode::BadAnswer, format!("{} does not speak HTTP", route.target))
+        },
         (_, None) => Page {
             cause: Some(describe(error)),
             // It recognises databases and other servers, and prints the command for them.
@@ -256,6 +285,7 @@ pub fn describe(error: &RequestError) -> String {
         RequestError::Client(cause) => format!("the request's body is not complete: {cause}"),
         RequestError::NotHttp2 => "it does not speak HTTP/2".to_owned(),
         RequestError::OnlyHttp2 => "it speaks only HTTP/2, and adit sends WebSockets over HTTP/1.1".to_owned(),
+        RequestError::Database(database) => format!("is declared as one of {}", database.name()),
         RequestError::WrongScheme { spoke, speaks, .. } => {
             format!("adit sent {}, the backend answered {}", protocol::name(*spoke), protocol::name(*speaks))
         }

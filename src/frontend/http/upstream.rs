@@ -111,6 +111,13 @@ impl Upstreams {
     ///
     /// [`retry`] decides on retries, and [`protocol`] on the protocol.
     pub async fn send(self: &Arc<Self>, way: &Way<'_>, request: Request<Body>) -> Result<Answered, RequestError> {
+        let endpoint = way.lease.endpoint();
+        // A database logs an error for each HTTP request.
+        if let Some(database) = endpoint.port.database()
+            && !self.protocols.choose(way.route, &endpoint, way.asks).is_known
+        {
+            return Err(RequestError::Database(database));
+        }
         Delivery::new(self, way, request).deliver().await
     }
 }

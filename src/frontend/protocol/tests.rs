@@ -149,3 +149,12 @@ fn advice_for_a_name_with_a_context_keeps_the_context() {
     assert!(of("web.shop.dev.cx.localhost").ends_with(with), "{}", of("web.shop.dev.cx.localhost"));
     assert!(!of("web.shop.localhost").contains("context"));
 }
+
+#[test]
+fn a_backend_that_has_never_answered_is_not_probed_again_at_once() {
+    let (protocols, route, endpoint) = (Protocols::default(), route(None), endpoint(9000, None));
+    assert!(!protocols.was_asked_in_vain(&route, &endpoint));
+    protocols.asked_in_vain(&route, &endpoint);
+    assert!(protocols.was_asked_in_vain(&route, &endpoint));
+    assert!(!protocols.choose(&route, &endpoint, Asks::Http).is_known);
+}

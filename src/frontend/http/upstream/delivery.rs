@@ -303,6 +303,11 @@ impl<'a> Delivery<'a> {
             _ if is_silent && (self.choice.is_fixed || is_understood || failed.outcome != Outcome::Unanswered) => &[],
             scheme => self.way.others(scheme, failed.said),
         };
+        let was_in_vain = self.upstreams.protocols.was_asked_in_vain(self.way.route, &self.endpoint);
+        // A backend that has never answered gets one connection for each request until it is probed again.
+        if is_silent && !others.is_empty() && !self.was_known && was_in_vain {
+            return Next::Break(Err(failed.error));
+        }
         let asks_first = !is_silent || !std::mem::replace(&mut self.choice.is_known, true);
         if asks_first && let Some(turned) = self.turn(others).await {
             return self.send_in(turned, is_unread);
@@ -320,17 +325,18 @@ impl<'a> Delivery<'a> {
             return Next::Continue(());
         }
         // The next pod may speak another protocol. A backend that fails often is not probed each time.
-        let protocols = &self.upstreams.protocols;
-        let is_known = self.was_known && protocols.was_asked_in_vain(self.way.route, &self.endpoint);
-        match self.turn(if asks_first || is_known { &[] } else { others }).await {
+        match self.turn(if asks_first || was_in_vain { &[] } else { others }).await {
             Some(turned) => {
-                if is_silent && self.was_known && protocols.is_still_spoken(self.way.route, &self.endpoint) {
+                if is_silent
+                    && self.was_known
+                    && self.upstreams.protocols.is_still_spoken(self.way.route, &self.endpoint)
+                {
                     self.lost = Some(failed.error);
                 }
                 self.send_in(turned, is_unread)
             }
             None => {
-                if !asks_first && !others.is_empty() {
+                if is_silent && !others.is_empty() {
                     self.upstreams.protocols.asked_in_vain(self.way.route, &self.endpoint);
                 }
                 Next::Break(Err(self.lost.take().unwrap_or(failed.error)))

@@ -5,7 +5,10 @@ use std::{error::Error, io};
 use crate::{
     config::Scheme,
     tunnel::{OpenError, StreamFault},
-    wire::sniff::{Protocol, Sniff, sniff_server},
+    wire::{
+        database::Database,
+        sniff::{Protocol, Sniff, sniff_server},
+    },
 };
 
 /// Error of a request without a response.
@@ -23,6 +26,8 @@ pub enum RequestError {
     NotHttp2,
     /// The backend speaks only HTTP/2, and the request asks to switch the protocol, which adit does over HTTP/1.1.
     OnlyHttp2,
+    /// The Service declares the port as one of a database.
+    Database(Database),
     /// The backend speaks another protocol. `is_fixed`: the route sets the protocol; otherwise the request cannot be retried.
     WrongScheme {
         spoke: Scheme,
@@ -65,7 +70,7 @@ impl RequestError {
         let mut source: Option<&(dyn Error + 'static)> = match self {
             Self::Stream(fault) => return Some(fault),
             Self::Open(_) | Self::TlsFile(_) | Self::Client(_) | Self::WrongScheme { .. } => None,
-            Self::NotHttp2 | Self::OnlyHttp2 => None,
+            Self::NotHttp2 | Self::OnlyHttp2 | Self::Database(_) => None,
             Self::Tls(error) => Some(error),
             Self::Http1(error, _) => Some(error),
             Self::Http2(error) => error.get_io().map(|error| error as _),
