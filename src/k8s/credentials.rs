@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn the_expiry_of_a_fixed_token_is_read_from_the_token() {
-        use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+        use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
         let of = |token: &str| first_expiry(&Credential::new(Some(bearer(token).unwrap()), None));
         let jwt = |claims: &str| format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000);

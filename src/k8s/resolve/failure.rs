@@ -124,7 +124,8 @@ impl Lookup<'_> {
             _ => None,
         };
         if let Some(takeover) = target.and_then(|target| takeover(metadata, target)) {
-            let hint = format!("if its relay is gone: {} expose restore {name}.{}", self.cluster.adit(), self.namespace);
+            let hint =
+                format!("if its relay is gone: {} expose restore {name}.{}", self.cluster.adit(), self.namespace);
             return not_ready(format!("{takeover}, and adit finds no relay that serves it"), hint);
         }
         let selector: Vec<String> =
