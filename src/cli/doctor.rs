@@ -6,7 +6,6 @@
 mod bundle;
 mod cluster;
 pub mod kubeconfig;
-pub(super) mod listeners;
 mod machine;
 mod protocol;
 mod rbac;

@@ -11,6 +11,7 @@ pub mod env;
 pub mod expose;
 pub mod init;
 pub mod jump;
+mod listeners;
 pub mod local;
 mod mistyped;
 mod named_service;

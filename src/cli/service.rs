@@ -14,7 +14,7 @@ use clap::Subcommand;
 
 use super::{
     Globals,
-    doctor::listeners::{self, Owner},
+    listeners::{self, Owner},
     report::{CliError, print},
     up,
 };

@@ -8,6 +8,7 @@ use crate::{
         ServicePort,
         objects::{ServicePort as ServicePortObject, ServiceSpec},
     },
+    routing::PortProtocol,
     wire::database::Database,
 };
 
@@ -23,27 +24,13 @@ impl ServicePort {
         scheme_of(&protocol.trim_start_matches("kubernetes.io/").replace("http/2", "http2"))
     }
 
-    /// Returns the database that the port's appProtocol, name or number declares. Only a whole word counts: `redis-exporter` speaks
+    /// Returns the database that the port's appProtocol, name or number declares. Only a whole name counts: `redis-exporter` speaks
     /// HTTP.
     pub fn database(&self) -> Option<Database> {
-        let by_word = |word: &String| {
-            let word = word.to_ascii_lowercase();
-            match word.strip_prefix("tcp-").unwrap_or(&word) {
-                "postgres" | "postgresql" | "psql" | "pgsql" => Some(Database::Postgres),
-                "mysql" | "mariadb" => Some(Database::MySql),
-                "redis" | "valkey" => Some(Database::Redis),
-                _ => None,
-            }
-        };
-        let by_number = || match self.number {
-            5432 => Some(Database::Postgres),
-            3306 => Some(Database::MySql),
-            6379 => Some(Database::Redis),
-            _ => None,
-        };
-        let by_words = [&self.app_protocol, &self.name].into_iter().flatten().find_map(by_word);
+        let by_name = [&self.app_protocol, &self.name].into_iter().flatten().find_map(|name| of_whole_name(name));
         let is_unnamed = self.name.as_deref().is_none_or(|name| matches!(name, "tcp" | "db" | "database"));
-        by_words.or_else(|| by_number().filter(|_| is_unnamed)).filter(|_| self.hint().is_none())
+        let by_number = || PortProtocol::of_number(self.number).and_then(database).filter(|_| is_unnamed);
+        by_name.or_else(by_number).filter(|_| self.hint().is_none())
     }
 
     /// Returns the protocol in its name: `https`, `grpc-api`.
@@ -133,6 +120,19 @@ pub fn choose_port<'p>(ports: &'p [ServicePort], wanted: &PortRef) -> Option<&'p
                     .or_else(|| [80, 443, 8080, 8000, 3000].iter().find_map(numbered))
             }
         },
+    }
+}
+
+fn of_whole_name(name: &str) -> Option<Database> {
+    PortProtocol::of_whole_name(name).and_then(database)
+}
+
+fn database(protocol: PortProtocol) -> Option<Database> {
+    match protocol {
+        PortProtocol::Postgres => Some(Database::Postgres),
+        PortProtocol::MySql => Some(Database::MySql),
+        PortProtocol::Redis => Some(Database::Redis),
+        PortProtocol::MongoDb | PortProtocol::Ssh | PortProtocol::Other => None,
     }
 }
 

@@ -15,7 +15,7 @@ pub enum PortProtocol {
 
 /// Each protocol with its ports and words. The first one with a word in a name counts: `tcp-redis` is Redis.
 const TABLE: [(PortProtocol, &[u16], &[&str]); 6] = [
-    (PortProtocol::Postgres, &[5432, 6432], &["postgres", "psql", "pgsql", "pgbouncer", "pg"]),
+    (PortProtocol::Postgres, &[5432, 6432], &["postgresql", "postgres", "psql", "pgsql", "pgbouncer", "pg"]),
     (PortProtocol::MySql, &[3306, 33060], &["mysql", "mariadb"]),
     (PortProtocol::Redis, &[6379], &["redis", "valkey"]),
     (PortProtocol::MongoDb, &[27017], &["mongo"]),
@@ -39,6 +39,13 @@ impl PortProtocol {
             false => name.contains(word),
         };
         TABLE.iter().find(|(.., words)| words.iter().any(has)).map(|(protocol, ..)| *protocol)
+    }
+
+    /// Does the same for names that are nothing but the protocol: `redis`, `tcp-redis`. `redis-exporter` speaks HTTP.
+    pub fn of_whole_name(name: &str) -> Option<Self> {
+        let name = name.to_ascii_lowercase();
+        let word = name.strip_prefix("tcp-").unwrap_or(&name);
+        TABLE.iter().find(|(.., words)| words.contains(&word)).map(|(protocol, ..)| *protocol)
     }
 }
 

@@ -438,7 +438,8 @@ async fn a_kubeconfig_that_becomes_a_pipe_stops_neither_requests_nor_signals() {
     let new = process.home().join("new");
     fs::write(&new, fs::read_to_string(process.demo.kubeconfig()).unwrap().replace("demo", "another")).unwrap();
     fs::rename(&new, &kubeconfig).unwrap();
-    eventually("it is read again", || async { process.status().await.contains("another") }).await;
+    let context = async || process.command(&["status", "-o", "json"]).await.1;
+    eventually("it is read again", || async { context().await.contains("\"context\": \"another\"") }).await;
     fs::remove_file(&kubeconfig).unwrap();
     assert!(Command::new("mkfifo").arg(&kubeconfig).status().await.unwrap().success());
     tokio::time::sleep(Duration::from_secs(2)).await;

@@ -7,14 +7,14 @@ use rustix::process::{Resource, getrlimit};
 use tokio::net::lookup_host;
 
 use super::{
-    listeners, measured,
+    measured,
     report::{Check, Group, Status, quoted},
     scope::Scope,
     service,
 };
 use crate::{
     admin::socket,
-    cli,
+    cli::{self, listeners},
     config::problem::LoadError,
     listener::bind::{self, BindError},
 };

@@ -285,7 +285,7 @@ pub fn describe(error: &RequestError) -> String {
         RequestError::Client(cause) => format!("the request's body is not complete: {cause}"),
         RequestError::NotHttp2 => "it does not speak HTTP/2".to_owned(),
         RequestError::OnlyHttp2 => "it speaks only HTTP/2, and adit sends WebSockets over HTTP/1.1".to_owned(),
-        RequestError::Database(database) => format!("is declared as one of {}", database.name()),
+        RequestError::Database(database) => format!("is declared as a {} port", database.name()),
         RequestError::WrongScheme { spoke, speaks, .. } => {
             format!("adit sent {}, the backend answered {}", protocol::name(*spoke), protocol::name(*speaks))
         }

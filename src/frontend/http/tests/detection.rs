@@ -297,7 +297,7 @@ async fn where_certificates_are_verified_nothing_goes_without_tls() {
 #[tokio::test]
 async fn what_speaks_no_http_is_named() {
     let world =
-        world(Server { speaks: &[], refusal: b"-ERR unknown command 'GET'\r\n" }, "port: 6379", port(6379, None));
+        world(Server { speaks: &[], refusal: b"-ERR unknown command 'GET'\r\n" }, "port: 7000", port(7000, None));
     let (status, _, page) = over_http1(&world, request("GET", body_of(""))).await;
     assert!(status == 502 && page.contains("but with \"-ERR unknown command"), "{page}");
 }
