@@ -14,6 +14,8 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
+use serde_json::json;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::spawn_blocking,
@@ -74,13 +76,16 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     })
 }
 
-/// Prints the lines about a start. If the log is JSON, they are one record of it.
+/// Prints the lines about a start. If the log is JSON, they are one record with the keys of the log.
 pub fn started(format: Format, text: &str) -> Result<(), CliError> {
     match format {
-        Format::Text => return print(text),
-        Format::Json => info!("{}", in_one_line(text)),
+        Format::Text => print(text),
+        Format::Json => {
+            let (timestamp, message) = (Timestamp::now().to_string(), in_one_line(text));
+            let record = json!({"timestamp": timestamp, "level": "INFO", "message": message, "target": "adit::start"});
+            print(&format!("{record}\n"))
+        }
     }
-    Ok(())
 }
 
 fn in_one_line(text: &str) -> String {

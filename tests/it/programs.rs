@@ -507,7 +507,8 @@ async fn a_namespace_of_the_command_line_is_not_that_of_the_running_adit() {
     let world = World::new(&format!("tcp: {{k8s: {{routes: {{{port}: {{service: web, port: 80}}}}}}}}\n"), true).await;
     let number = port.to_string();
     // The demo's own namespace has a Service web, and `data` has none.
-    for command in [&["wait", &number][..], &["wait"], &["connect", &number]] {
+    let wait = ["wait", "--timeout", "2s"];
+    for command in [&[&wait[..], &[&number]].concat()[..], &wait, &["connect", &number]] {
         let said = world.output(command).await;
         assert_eq!(said.code, Some(0), "{command:?}: {said:?}");
         let said = world.output(&[&["-n", "data"], command].concat()).await;
