@@ -98,7 +98,10 @@ async fn a_declared_database_gets_no_http() {
     let app = TestApp::start("").await;
     put_service(&app, "cache", json!([{"port": 6379, "targetPort": 8080, "protocol": "TCP"}]));
     let (status, page) = app.get("cache.shop.localhost", "/").await;
-    assert!(status == 502 && page.contains("does not speak HTTP") && page.contains("one of Redis"), "{page}");
+    assert!(
+        status == 502 && page.contains("does not speak HTTP") && page.contains("declared as a Redis port"),
+        "{page}"
+    );
     assert!(page.contains("--to db=cache.shop -- sh -c"), "{page}");
     app.finish().await;
 }
