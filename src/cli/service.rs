@@ -308,7 +308,7 @@ const GONE_WITHIN: Duration = Duration::from_secs(20);
 /// Pause between two questions whether a job is gone.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What a command of the service manager has to do.
+/// Required result of a command of the service manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Success,
