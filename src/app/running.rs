@@ -283,8 +283,9 @@ impl Running {
             }
         }
         let router = read.unwrap_or_else(|| {
-            let files: Vec<String> = self.kubeconfigs().iter().map(|path| path.display().to_string()).collect();
-            warn!(files = files.join(", "), "a kubeconfig cannot be read: its file system does not answer, or it is a pipe that nobody writes; still using its contexts");
+            let (http, tcp) = (&config.http.kubeconfig, &config.tcp.kubeconfig);
+            let files = if http == tcp { http.to_string() } else { format!("{http}, {tcp}") };
+            warn!(files, "a kubeconfig cannot be read: its file system does not answer, or it is a pipe that nobody writes; still using its contexts");
             Router { config, http_contexts: old.http_contexts.clone(), tcp_contexts: old.tcp_contexts.clone() }
         });
         self.router.store(Arc::new(router));
@@ -316,7 +317,7 @@ impl Running {
     }
 }
 
-/// Waits for the end of a late read, and removes it. There has to be one.
+/// Waits for the end of a late read, and removes it. `late` must not be empty.
 async fn finished(late: &mut Vec<JoinHandle<Router>>) {
     let (_, at, _) = select_all(late.iter_mut()).await;
     late.remove(at);

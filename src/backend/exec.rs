@@ -317,7 +317,8 @@ impl Way {
         .into()
     }
 
-    /// Ends a process in the container, unless that needs a sign-in: nobody waits for one. A shell has `kill` where the image has no such program.
+    /// Ends a process in the container, unless that needs a sign-in: nobody waits for one. A shell has `kill` even if the image has no
+    /// such program.
     async fn end(self: Arc<Self>, pid: u32) {
         if !self.cluster.has_credential() {
             return;

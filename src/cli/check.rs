@@ -19,7 +19,8 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  adit check\n  adit check adit.yaml\n\n\
-                  It checks every key, and whether the files that the configuration names can be used.\nExit codes: 0 valid; 2 not valid")]
+                  It checks every key, and whether the files that the configuration names can be used. It warns of\n\
+                  contexts that the kubeconfig does not have.\nExit codes: 0 valid; 2 not valid")]
 pub struct Args {
     /// Configuration file [default: that of --config]
     file: Option<std::path::PathBuf>,

@@ -70,8 +70,8 @@ pub fn listener(running: Option<&Running>, router: &Router) -> u16 {
     running.map_or_else(configured, |running| running.port)
 }
 
-/// Says that URLs with the port of the configuration need an adit that is not running.
-pub fn warn_of_none(listener: u16) {
+/// Prints a note that no running adit serves these URLs.
+pub fn note_not_running(listener: u16) {
     let note = format!("note: no adit is running with this configuration on port {listener}: start it with 'adit'\n");
     // If stderr is closed, nobody can be told.
     let _ = io::stderr().write_all(note.as_bytes());

@@ -76,7 +76,7 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     let has_urls = rows.iter().any(|row| row.url.starts_with("http"));
     let is_empty = show(&args, rows)?;
     if has_urls && !is_running && !is_empty {
-        place::warn_of_none(place.listener());
+        place::note_not_running(place.listener());
     }
     match args.output {
         Some(Output::Json) => Ok(()),

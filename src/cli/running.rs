@@ -20,7 +20,10 @@ use crate::{
         socket::{self, CallError, Stream},
     },
     app::opened::{Opened, OpenedService},
-    config::{Namespace, Scheme, shell::quoted},
+    config::{
+        Namespace, Scheme,
+        shell::{self, quoted},
+    },
     error_code::ErrorCode,
     k8s::ServicePort,
     routing::{Named, Router},
@@ -61,13 +64,15 @@ impl Running {
         let mut found = None;
         if let Some(socket) = socket::of_port(address.port()).await {
             match socket::status(&socket).await {
-                Ok(status) => found = (way_to(&status.overview, router).is_none()).then_some((socket, status.overview)),
+                Ok(status) => {
+                    found = (difference(&status.overview, router).is_none()).then_some((socket, status.overview))
+                }
                 Err(error) => silent(&socket, error).await.map_or(Ok(()), Err)?,
             }
         }
         if found.is_none() && globals.listen.is_none() {
             let mut same = answering().await;
-            same.retain(|(_, overview)| way_to(overview, router).is_none());
+            same.retain(|(_, overview)| difference(overview, router).is_none());
             found = same.pop().filter(|_| same.is_empty());
         }
         let Some((socket, overview)) = found else { return Ok(None) };
@@ -197,9 +202,9 @@ async fn answering() -> Vec<(PathBuf, Overview)> {
     join_all(asking).await.into_iter().flatten().map(|(overview, path)| (path, overview)).collect()
 }
 
-/// Returns what an adit has that this command has not, with the option that names it. `None`: file, kubeconfig and context are the
-/// same.
-fn way_to(overview: &Overview, router: &Router) -> Option<String> {
+/// Returns how the configuration, kubeconfig or context of an adit differs from that of this command, with the option that selects it.
+/// `None`: they are the same.
+fn difference(overview: &Overview, router: &Router) -> Option<String> {
     let config = &router.config;
     if overview.config != config.source {
         return Some(match &overview.config {
@@ -214,8 +219,7 @@ fn way_to(overview: &Overview, router: &Router) -> Option<String> {
         });
     }
     if overview.kubeconfig != config.http.kubeconfig.0 {
-        let files: Vec<String> = overview.kubeconfig.iter().map(|file| file.display().to_string()).collect();
-        return Some(format!("has another kubeconfig: --kubeconfig {}", quoted(&files.join(":"))));
+        return Some(format!("has another kubeconfig: --kubeconfig {}", quoted(&shell::joined(&overview.kubeconfig))));
     }
     let context = router.default_context();
     (overview.context != context.map(ToString::to_string)).then(|| match &overview.context {
@@ -229,7 +233,7 @@ pub async fn none(router: &Router) -> CliError {
     let others = answering().await;
     let other = |(_, overview): &(PathBuf, Overview)| {
         let address = overview.http.first().map_or_else(|| format!("pid {}", overview.pid), ToString::to_string);
-        match way_to(overview, router) {
+        match difference(overview, router) {
             Some(way) => format!("the one on {address} {way}"),
             None => format!("name the one on {address}: --listen {address}"),
         }

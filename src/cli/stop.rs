@@ -10,7 +10,7 @@ use crate::{
         api::answers::Overview,
         socket::{self, CallError},
     },
-    config::PortRef,
+    config::{PortRef, shell},
 };
 
 #[derive(Debug, clap::Args)]
@@ -45,8 +45,7 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
 
 /// Returns the tunnels that a text means: the one with this id, else those of the target that it names in the running adit.
 fn meant<'a>(globals: &Globals, overview: &Overview, text: &str, tunnels: &'a [String]) -> Vec<&'a String> {
-    let with = |id: &str| tunnels.iter().filter(|tunnel| *tunnel == id).collect::<Vec<_>>();
-    let found = with(text);
+    let found: Vec<_> = tunnels.iter().filter(|tunnel| *tunnel == text).collect();
     if !found.is_empty() {
         return found;
     }
@@ -54,7 +53,7 @@ fn meant<'a>(globals: &Globals, overview: &Overview, text: &str, tunnels: &'a [S
         config: overview.config.clone(),
         context: overview.context.as_deref().and_then(|context| context.parse().ok()),
         namespace: overview.namespace.as_deref().and_then(|namespace| namespace.parse().ok()),
-        kubeconfig: std::env::join_paths(&overview.kubeconfig).ok().and_then(|list| list.into_string().ok()),
+        kubeconfig: Some(shell::joined(&overview.kubeconfig)),
         listen: None,
         ..globals.clone()
     };

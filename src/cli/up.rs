@@ -164,8 +164,8 @@ impl Signals {
     }
 }
 
-/// Minimum time for the last lines of the audit log. With the grace of 10 s, the process is gone within 11 s.
-const AUDIT_WITHIN: Duration = Duration::from_millis(250);
+/// Minimum time for the last lines of the audit log, also if the grace is used up. The process then ends within 11 s of a signal.
+const AUDIT_AT_LEAST: Duration = Duration::from_millis(250);
 
 /// Serves until a signal, then lets requests finish within the grace. A second signal ends adit at once.
 pub async fn serve(bound: Bound, mut signal: impl AsyncFnMut()) -> Result<ExitCode, CliError> {
@@ -179,7 +179,7 @@ pub async fn serve(bound: Bound, mut signal: impl AsyncFnMut()) -> Result<ExitCo
     let until = Instant::now() + grace;
     let finish = async {
         let cut = drain.finish(grace).await;
-        let limit = until.saturating_duration_since(Instant::now()).max(AUDIT_WITHIN);
+        let limit = until.saturating_duration_since(Instant::now()).max(AUDIT_AT_LEAST);
         (cut, spawn_blocking(move || journal.finish_audit(limit)).await.unwrap_or_default())
     };
     tokio::select! {

@@ -36,15 +36,8 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     {
         return Err(not_ours(&args.target, &format!("its host is {host:?}: {error}")));
     }
-    let print = |url: String| {
-        print(&format!("{url}\n"))?;
-        if running.is_none() {
-            place::warn_of_none(listener);
-        }
-        Ok(())
-    };
     if table::find(&router.config.http.routes, &host).is_some() {
-        return print(format!("http://{host}:{listener}/"));
+        return show(&format!("http://{host}:{listener}/"), running.as_ref(), listener);
     }
     let named = router.named(given, globals.namespace.as_ref())?;
     let target = named.route.target.pods().filter(|pods| pods.jump.is_none() && named.listener.is_none());
@@ -54,11 +47,13 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
     let cluster = clusters.get(&target.cluster).await?;
     let resolved = resolve::resolve(&cluster, &target.namespace, &target.workload, &target.port).await?;
     let context = &target.cluster.context;
-    let (_, of_names) = match target.workload {
+    let (of_others, of_names) = match target.workload {
         // The URL names the context, so it does not matter with which one adit runs.
         Workload::Pod(_) => (None, router.clone()),
         _ => place::serving(globals, &clusters, router.clone()).await?,
     };
+    let running = running.or(of_others);
+    let listener = place::listener(running.as_ref(), &router);
     // A pod without a Service has only the long form of a name, which includes context and port.
     let (is_long, name) = match &target.workload {
         Workload::Pod(pod) if !is_host(pod) => {
@@ -88,7 +83,16 @@ pub async fn run(globals: &Globals, args: Args) -> Result<(), CliError> {
         let message = format!("{:?} has no URL: port {port} speaks {speaks}, which has no hostname", args.target);
         return Err(CliError::usage(message).hint(Some(RUN)));
     }
-    print(url)
+    show(&url, running.as_ref(), listener)
+}
+
+/// Prints a URL, with a note if no adit serves it.
+fn show(url: &str, running: Option<&Running>, listener: u16) -> Result<(), CliError> {
+    print(&format!("{url}\n"))?;
+    if running.is_none() {
+        place::note_not_running(listener);
+    }
+    Ok(())
 }
 
 /// Returns the host of a URL that adit has printed; any other text as it is.

@@ -7,7 +7,7 @@ use super::defaults::loopback;
 /// Parses `127.0.0.1:8989`; `8989` and `localhost:8989`, for loopback; `:8989`, in Go's notation, for every address of the machine.
 ///
 /// # Errors
-/// Returns what the text should be, with an article.
+/// Returns a description of a valid text, for messages: `an address with a port`.
 pub fn parse(text: &str) -> Result<Vec<SocketAddr>, &'static str> {
     let is_address = || text == "localhost" || text.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
     let (host, port) = match text.rsplit_once(':') {

@@ -16,7 +16,7 @@ fn value(node: &Node, is_within_secret: bool) -> Json {
     match &node.value {
         Value::Null => Json::Null,
         Value::Scalar { text, .. } if is_within_secret => Json::String(hidden(text.len())),
-        Value::Scalar { text, quoted: true } => Json::String(without_password(text)),
+        Value::Scalar { text, quoted: true } => Json::String(without_secret(text)),
         Value::Scalar { text, quoted: false } => plain(text),
         Value::List(items) => list(items, is_within_secret),
         Value::Map(pairs) => {
@@ -48,7 +48,7 @@ fn without(text: &str, secret: Range<usize>) -> String {
 }
 
 /// Hides the secret of a single value, for example the password in a URL.
-fn without_password(text: &str) -> String {
+fn without_secret(text: &str) -> String {
     match in_arguments([text]).next().flatten() {
         Some(secret) if !secret.is_empty() => without(text, secret),
         _ => text.to_owned(),
@@ -63,7 +63,7 @@ fn plain(text: &str) -> Json {
         "false" => Json::Bool(false),
         text => match text.parse::<i64>() {
             Ok(number) if number.to_string() == text => number.into(),
-            _ => Json::String(without_password(text)),
+            _ => Json::String(without_secret(text)),
         },
     }
 }

@@ -77,8 +77,8 @@ struct Names {
     contexts: Vec<NamedContext>,
 }
 
-/// Parses the content of a file, and tries the files that it names. Also returns the contexts that it names. (adit itself starts without some of them, and fails when it
-/// uses them.)
+/// Parses the content of a file, and tries the files that it names. Returns the configuration, and the contexts that the file
+/// names. (adit itself starts without some of the files, and fails when it uses them.)
 ///
 /// # Errors
 /// As of [`load`]; or adit could not use a file as the configuration requires.

@@ -125,7 +125,7 @@ pub async fn services(source: &Source) -> Html {
             (None, "http" | "unknown") if service.url.is_empty() => {
                 html.text("needs an alias of its context (contexts)")
             }
-            (None, "http") if !service.name.starts_with('*') => html.link(&service.url, &service.url),
+            (None, "http" | "unknown") if !service.name.starts_with('*') => html.link(&service.url, &service.url),
             (Some(address), _) => html.text(address),
             (None, _) => html.text(service.command.as_deref().unwrap_or("needs a route of tcp")),
         };

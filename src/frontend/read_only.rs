@@ -52,8 +52,8 @@ impl ReadOnly {
     }
 }
 
-/// Why adit lets a connection through whose requests it does not read: the context of its route is unlocked. The default: no
-/// rules apply to it.
+/// Ends a connection whose bytes adit does not check, once the context of its route is locked again. The default: no rules, so that it
+/// never ends the connection.
 #[derive(Clone, Default)]
 pub struct Unlocked(Option<(Arc<Locks>, ContextName)>);
 

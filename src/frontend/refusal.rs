@@ -95,14 +95,8 @@ impl Refusal {
 
 /// Returns the database of a target, by the number or name of its port, the local port, or the name of its workload.
 pub fn database_of(target: &Target, local_port: u16) -> Option<Database> {
-    let database = |protocol: PortProtocol| match protocol {
-        PortProtocol::Postgres => Some(Database::Postgres),
-        PortProtocol::MySql => Some(Database::MySql),
-        PortProtocol::Redis => Some(Database::Redis),
-        PortProtocol::MongoDb | PortProtocol::Ssh | PortProtocol::Other => None,
-    };
-    let by_number = |port: u16| PortProtocol::of_number(port).and_then(database);
-    let by_name = |name: &str| PortProtocol::of_name(name).and_then(database);
+    let by_number = |port: u16| PortProtocol::of_number(port).and_then(PortProtocol::database);
+    let by_name = |name: &str| PortProtocol::of_name(name).and_then(PortProtocol::database);
     let pods = target.pods();
     let of_port = pods.and_then(|pods| match (&pods.jump, &pods.port) {
         (Some(jump), _) => by_number(jump.target.port.get()),

@@ -176,8 +176,8 @@ impl User {
         }
     }
 
-    /// Returns whether the refusal of a credential ends it for all clusters: this one has accepted it before, or none has.
-    /// One more is ended without that, because the cluster that accepted it may be this one before a change of its settings.
+    /// Returns whether the refusal of a credential ends it for all clusters: this cluster has accepted it before, or no
+    /// cluster has. Otherwise this cluster may end one credential: the one that it accepted before a change of its settings.
     fn ends(&self, refused: &Arc<Credential>) -> bool {
         let mut verdict = self.verdict();
         match &*verdict {
@@ -224,7 +224,7 @@ impl<'a> Renewal<'a> {
     }
 }
 
-/// Returns what of a credential expires first, in words, and when. `None`: nothing has a known expiry.
+/// Returns the part of a credential that expires first (a word for messages), and its expiry. `None`: no part has a known expiry.
 pub fn first_expiry(credential: &Credential) -> Option<(&'static str, SystemTime)> {
     if let Some(expires) = credential.expires() {
         return Some(("credentials", expires));

@@ -51,16 +51,20 @@ pub async fn ensure(
     let until = Instant::now() + within;
     let wanted = pod.data["spec"]["containers"][0]["image"].as_str();
     let (mut said, mut no_image_since) = (String::new(), None);
+    let mut may_replace = true;
     loop {
         let cause = match cluster.ask(&format!("looking up {what}"), namespace, api.get(name)).await {
             Ok(found) if pods::is_ready(&found) => return Ok(()),
             Ok(found) => {
-                if is_ours(&found) && (has_ended(&found) || is_stuck(&found, wanted)) {
+                if is_ours(&found) && (has_ended(&found) || (may_replace && is_stuck(&found, wanted))) {
+                    may_replace = false;
                     delete(cluster, namespace, name, &found).await?;
                 }
                 pods::why_not_ready(&found)
             }
             Err(AskError::NotFound) => {
+                // An admission webhook may change the image of the pod that this call creates.
+                may_replace = false;
                 make(cluster, namespace, name, pod).await?;
                 "it was just created".to_owned()
             }

@@ -27,9 +27,12 @@ impl ServicePort {
     /// Returns the database that the port's appProtocol, name or number declares. Only a whole name counts: `redis-exporter` speaks
     /// HTTP.
     pub fn database(&self) -> Option<Database> {
-        let by_name = [&self.app_protocol, &self.name].into_iter().flatten().find_map(|name| of_whole_name(name));
+        let by_name = [&self.app_protocol, &self.name]
+            .into_iter()
+            .flatten()
+            .find_map(|name| PortProtocol::of_whole_name(name)?.database());
         let is_unnamed = self.name.as_deref().is_none_or(|name| matches!(name, "tcp" | "db" | "database"));
-        let by_number = || PortProtocol::of_number(self.number).and_then(database).filter(|_| is_unnamed);
+        let by_number = || PortProtocol::of_number(self.number).and_then(PortProtocol::database).filter(|_| is_unnamed);
         by_name.or_else(by_number).filter(|_| self.hint().is_none())
     }
 
@@ -120,19 +123,6 @@ pub fn choose_port<'p>(ports: &'p [ServicePort], wanted: &PortRef) -> Option<&'p
                     .or_else(|| [80, 443, 8080, 8000, 3000].iter().find_map(numbered))
             }
         },
-    }
-}
-
-fn of_whole_name(name: &str) -> Option<Database> {
-    PortProtocol::of_whole_name(name).and_then(database)
-}
-
-fn database(protocol: PortProtocol) -> Option<Database> {
-    match protocol {
-        PortProtocol::Postgres => Some(Database::Postgres),
-        PortProtocol::MySql => Some(Database::MySql),
-        PortProtocol::Redis => Some(Database::Redis),
-        PortProtocol::MongoDb | PortProtocol::Ssh | PortProtocol::Other => None,
     }
 }
 

@@ -108,6 +108,9 @@ impl Ports {
         self.lost.extend(sockets.missing.into_iter().map(|key| (key, key.1)));
         for ((kind, configured), listener) in sockets.bound {
             let Ok(local) = listener.local_addr() else { continue };
+            if let Some(drain) = self.refusing.remove(&local) {
+                drain.start();
+            }
             // Probes get answers until the process ends, so the drain does not wait for this listener.
             let is_to_the_end = kind == Kind::Admin;
             let drain = if is_to_the_end { Drain::new() } else { self.drain.child() };
@@ -239,13 +242,6 @@ impl Ports {
     pub fn refuse_unused(&mut self) {
         let used: Vec<SocketAddr> = self.serving.values().map(|serving| serving.local).collect();
         let unused = self.inherited.unused(&used);
-        self.refusing.retain(|address, drain| {
-            let is_unused = unused.contains(address);
-            if !is_unused {
-                drain.start();
-            }
-            is_unused
-        });
         for address in unused {
             if self.refusing.contains_key(&address) {
                 continue;

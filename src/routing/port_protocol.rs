@@ -1,6 +1,8 @@
 //! Protocols other than HTTP, by the names and numbers of ports. Hints of HTTP are those of
 //! [`ServicePort::hint`](crate::k8s::ServicePort::hint).
 
+use crate::wire::database::Database;
+
 /// Protocol that a port or a workload is named after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortProtocol {
@@ -41,7 +43,17 @@ impl PortProtocol {
         TABLE.iter().find(|(.., words)| words.iter().any(has)).map(|(protocol, ..)| *protocol)
     }
 
-    /// Does the same for names that are nothing but the protocol: `redis`, `tcp-redis`. `redis-exporter` speaks HTTP.
+    /// Returns the database with this protocol. `None`: it is no database, or adit does not know its errors.
+    pub fn database(self) -> Option<Database> {
+        match self {
+            Self::Postgres => Some(Database::Postgres),
+            Self::MySql => Some(Database::MySql),
+            Self::Redis => Some(Database::Redis),
+            Self::MongoDb | Self::Ssh | Self::Other => None,
+        }
+    }
+
+    /// Does the same as [`Self::of_name`] for names that are nothing but the protocol: `redis`, `tcp-redis`. `redis-exporter` speaks HTTP.
     pub fn of_whole_name(name: &str) -> Option<Self> {
         let name = name.to_ascii_lowercase();
         let word = name.strip_prefix("tcp-").unwrap_or(&name);

@@ -111,9 +111,16 @@ impl Manager {
             if let Some(tunnel) = self.tunnel(target) {
                 let mut view = tunnel.view.subscribe();
                 let is_news = |view: &View| view.trouble().is_some_and(|error| Some(error) != known);
-                let seen = view.wait_for(|view| is_news(view) || matches!(view, View::Over)).await;
-                if let Some(error) = seen.ok().and_then(|view| view.trouble().cloned()) {
-                    return error;
+                let seen = async {
+                    let seen = view.wait_for(|view| is_news(view) || matches!(view, View::Over)).await;
+                    seen.ok().and_then(|view| view.trouble().cloned())
+                };
+                tokio::select! {
+                    error = seen => if let Some(error) = error {
+                        return error;
+                    },
+                    // The target may have a tunnel of its own now.
+                    _ = created.changed() => continue,
                 }
             }
             // The sender lives as long as `self`.

@@ -283,6 +283,11 @@ async fn a_file_of_variables_is_not_stale_while_adit_has_no_more_event_streams()
         reader.read_u8().await.unwrap();
         readers.push(reader);
     }
+    let mut refused = tokio::net::UnixStream::connect(&socket).await.unwrap();
+    refused.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: adit\r\n\r\n").await.unwrap();
+    let mut status = [0; 12];
+    refused.read_exact(&mut status).await.unwrap();
+    assert_eq!(&status, b"HTTP/1.1 503");
     let file = world.home.folder.path().join(".env");
     let said = world.output(&["env", "--write", &file.display().to_string()]).await;
     assert_eq!(said.code, Some(0), "{said:?}");

@@ -233,18 +233,20 @@ async fn a_pod_keeps_its_port_while_its_service_is_taken_over() {
 }
 
 #[tokio::test]
-async fn a_takeover_without_a_relay_is_named() {
+async fn a_takeover_whose_relay_cannot_be_read_is_named() {
     let demo = start_demo().await;
     mark_taken(&demo);
+    // With this permission, a missing relay is an error of its own.
+    demo.faults().forbid("get", "pods", true);
     eventually("the pods leave the port", || async {
         let Err(error) = resolved(&demo, "shop", service("web"), PortRef::Auto).await else { return false };
         let cause = error.cause().unwrap();
         assert_eq!(
-            cause, "port 80 is taken over by anna (192.0.2.5) since 2026-11-30T08:00:00Z, through relay/relay-0, and this relay is gone",
+            cause, "port 80 is taken over by anna (192.0.2.5) since 2026-11-30T08:00:00Z, through relay/relay-0, and adit finds no relay that serves it",
             "{error}"
         );
         let hint = error.hint().unwrap();
-        assert!(hint.starts_with("adit --context demo ") && hint.ends_with(" expose restore web.shop"), "{hint}");
+        assert!(hint.starts_with("if its relay is gone: adit --context demo ") && hint.ends_with(" expose restore web.shop"), "{hint}");
         true
     })
     .await;

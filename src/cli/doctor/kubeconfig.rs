@@ -7,11 +7,11 @@ use tokio::time::timeout;
 
 use super::{
     report::{Check, Group, Status, quoted},
-    scope::{Of, Scope, joined},
+    scope::{Of, Scope},
     service,
 };
 use crate::{
-    config::{ContextName, KubeconfigPaths, near::near},
+    config::{ContextName, KubeconfigPaths, near::near, shell::joined},
     k8s::{
         ClusterError,
         client::{Cluster, SignedIn},
@@ -152,11 +152,11 @@ fn of_user(signed_in: SignedIn) -> Check {
         SignedIn::Unlimited => (Status::Ok, "the user has credentials without an expiry time".to_owned()),
         SignedIn::Until { what, at } => {
             let at = Timestamp::try_from(at).unwrap_or(Timestamp::MAX);
-            let (verb, verbs) = if what.ends_with('s') { ("are", "have") } else { ("is", "has") };
+            let (is, has) = if what.ends_with('s') { ("are", "have") } else { ("is", "has") };
             let shown = at.round(Unit::Second).unwrap_or(at);
             match at <= Timestamp::now() {
-                true => (Status::Fail, format!("the {what} {verbs} expired at {shown}")),
-                false => (Status::Ok, format!("the {what} {verb} valid until {shown}")),
+                true => (Status::Fail, format!("the {what} {has} expired at {shown}")),
+                false => (Status::Ok, format!("the {what} {is} valid until {shown}")),
             }
         }
     };

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    path::PathBuf,
     sync::Arc,
 };
 
@@ -108,11 +107,6 @@ impl Of {
     pub fn context(&self) -> &str {
         &self.id.context
     }
-}
-
-/// Returns the paths in the format of `KUBECONFIG`.
-pub fn joined(paths: &[PathBuf]) -> String {
-    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(":")
 }
 
 fn default_namespace(router: &Router, id: &ClusterId) -> Namespace {

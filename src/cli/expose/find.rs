@@ -107,8 +107,9 @@ pub async fn find(
     let namespaces: BTreeSet<&str> = relays.iter().map(|relay| &*relay.target.0).collect();
     if namespaces.len() > 1 {
         let all = namespaces.into_iter().collect::<Vec<_>>().join(", ");
-        return Err(CliError::new(format!("relays for Service {service} run in several namespaces: {all}"))
-            .hint(Some("choose the one that you trust with the Service's bytes: --relay-namespace NAMESPACE")));
+        return Err(CliError::new(format!("relays for Service {service} run in several namespaces: {all}")).hint(
+            Some("choose the namespace that you trust with the Service's traffic: --relay-namespace NAMESPACE"),
+        ));
     }
     let any = || usize::from(random::bytes::<1>().map_or(0, |[byte]| byte)) % relays.len();
     Ok(Some(relays.swap_remove(any())))
@@ -139,9 +140,11 @@ pub async fn vouch(cluster: &Cluster, relay: &Relay) -> Result<(), CliError> {
         Ok(_) => format!("its ServiceAccount {namespace}/{account} may not review tokens"),
         Err(error) => format!("cannot ask the cluster whether it may review tokens: {error}"),
     };
-    Err(CliError::new(format!("relay {namespace}/{pod} asks for your API token, and nothing says that it may have it"))
-        .cause(Some(cause))
-        .hint(Some(format!("if you trust whoever can create pods in that namespace: --relay-namespace {namespace}"))))
+    Err(CliError::new(format!(
+        "relay {namespace}/{pod} asks for your API token, and adit cannot verify that it may have it"
+    ))
+    .cause(Some(cause))
+    .hint(Some(format!("if you trust whoever can create pods in that namespace: --relay-namespace {namespace}"))))
 }
 
 /// Returns the ready relays that take over Services, whatever their namespace.

@@ -66,9 +66,9 @@ impl Walk {
     /// Parses the time limit of a start, which cannot be zero: nothing would ever start.
     pub(super) fn time_limit(&mut self, node: &Node) -> Option<Duration> {
         let limit = self.duration(node)?;
-        (!limit.is_zero()).then_some(limit).or_else(|| {
-            self.wrong(node, "a duration of more than 0", Some("write 90s or 10m; there is no limit of 'never'"))
-        })
+        (!limit.is_zero())
+            .then_some(limit)
+            .or_else(|| self.wrong(node, "a duration of more than 0", Some("write 90s or 10m; 0 is not allowed here")))
     }
 
     /// Parses a value by the rule of its type. `wanted` describes a valid one.

@@ -48,7 +48,7 @@ impl HttpFrontend {
         arrival.connection.place.settle();
         if !arrival.connection.socket.is_of_this_user() {
             let mut refused = Response::new(body_of(
-                "the dashboard is for the user who runs adit, and this connection is of another one\n",
+                "this connection is of another user than the one who runs adit, and the dashboard is only for that user: run adit as yourself\n",
             ));
             *refused.status_mut() = StatusCode::FORBIDDEN;
             return Ok(refused);

@@ -256,7 +256,11 @@ fn of_request(error: &RequestError, host: &str, route: &Route, lease: &Lease) ->
             ..Page::new(StatusCode::BAD_GATEWAY, ErrorCode::NoSwitch, format!("{} does not switch", route.target))
         },
         (RequestError::Database(database), None) => Page {
-            cause: Some(format!("port {} of the Service {}", lease.endpoint().port.number, describe(error))),
+            cause: Some(format!(
+                "port {} of the Service is declared as a {} port",
+                lease.endpoint().port.number,
+                database.name()
+            )),
             hint: Some(match client(*database, route) {
                 Some(command) => {
                     format!("{command}\n(if it speaks HTTP: {})", protocol::fix(route, &lease.endpoint(), Scheme::Http))
@@ -285,7 +289,7 @@ pub fn describe(error: &RequestError) -> String {
         RequestError::Client(cause) => format!("the request's body is not complete: {cause}"),
         RequestError::NotHttp2 => "it does not speak HTTP/2".to_owned(),
         RequestError::OnlyHttp2 => "it speaks only HTTP/2, and adit sends WebSockets over HTTP/1.1".to_owned(),
-        RequestError::Database(database) => format!("is declared as a {} port", database.name()),
+        RequestError::Database(database) => format!("its port is declared as a {} port", database.name()),
         RequestError::WrongScheme { spoke, speaks, .. } => {
             format!("adit sent {}, the backend answered {}", protocol::name(*spoke), protocol::name(*speaks))
         }

@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl HttpFrontend {
-    /// Returns until when a connection of a route may last.
+    /// Returns the guard that ends a connection of a route once its context is locked again.
     pub fn unlocked(&self, route: &Route) -> Unlocked {
         Unlocked::of(self.locks.clone(), self.sites.read_only(route))
     }
@@ -31,10 +31,7 @@ impl HttpFrontend {
     /// # Errors
     /// The context does not accept it.
     pub(super) fn check_rules(&self, request: &Request<Body>, route: &Route) -> Result<(), Page> {
-        let Some(rule) = self.sites.read_only(route) else { return Ok(()) };
-        if self.locks.time_left(&rule.context).is_some() {
-            return Ok(());
-        }
+        let Some(rule) = self.rule(route) else { return Ok(()) };
         // After a switch, the client can write anything, whatever the method of its request was.
         let asked = upgrade::asked_protocol(request)
             .map(|(protocol, _)| format!("a switch to {}", protocol.to_str().unwrap_or("another protocol")));

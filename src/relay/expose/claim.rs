@@ -144,13 +144,12 @@ struct Asked {
     state: watch::Sender<State>,
 }
 
-/// How somebody else has ended a claim, with the reason.
+/// How a claim has ended without its client, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClaimOver {
-    /// A person or a program has undone the takeover.
+    /// For good: somebody has undone the takeover, it failed, or the relay shut down before it took effect.
     Undone(String),
-    /// The relay could not renew its Lease in time, so another relay, or a person, may have restored the Service. The client may
-    /// claim it again.
+    /// The relay no longer holds the Service: it did not renew its Lease in time, or its task has ended. The client may claim it again.
     Lost(String),
 }
 
@@ -219,7 +218,7 @@ impl Claim {
         }
     }
 
-    /// Waits until somebody else has ended the claim.
+    /// Waits until the claim has ended without its client.
     pub fn over(&self) -> impl Future<Output = ClaimOver> + Send + use<> {
         let mut state = self.asked.state.subscribe();
         async move {

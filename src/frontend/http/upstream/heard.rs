@@ -62,7 +62,7 @@ impl Heard {
         Listening { inner, heard: self.clone(), lines: BareLf::default(), rest: BytesMut::new(), is_tls: false }
     }
 
-    /// Wraps what a backend sends within TLS. Some servers close without a close_notify. This is an ordinary end: an answer that
+    /// Wraps the decrypted stream of a TLS backend. Some servers close without a close_notify. This is an ordinary end: an answer that
     /// has a length, chunks or frames is then incomplete, and one that lasts until the end is as complete as without TLS.
     pub fn within_tls(&self, inner: BoxedIo) -> Listening {
         Listening { is_tls: true, ..self.on(inner) }

@@ -234,7 +234,7 @@ impl Following {
     async fn failed(&mut self, failure: Failure, working: &[Arc<Asked>], next: Option<&Arc<Asked>>) -> Duration {
         if let Failure::Undone { ports, .. } = &failure {
             let reason = failure.to_string();
-            // Without a renewal the relay counts as dead, and others do no wrong.
+            // After that long without a renewal, other relays may treat this one as dead and restore the Service.
             let silence = self.renewed.elapsed();
             let over = match silence > lease::DURATION {
                 true => {
