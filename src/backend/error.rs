@@ -145,6 +145,9 @@ pub enum CloseReason {
     /// The command does not work any more. A caller restarts it once.
     #[error("{detail}")]
     Command { detail: String },
+    /// A Service that leads to the pods leads elsewhere now.
+    #[error("service {service} has changed")]
+    ServiceChanged { service: String },
     /// The client of the relay is gone.
     #[error("the client is gone")]
     ClientGone,
@@ -174,9 +177,10 @@ impl From<CloseReason> for StreamFault {
         match reason {
             CloseReason::PodGone { detail } => Self::PodGone { detail },
             CloseReason::Lost { detail } => Self::Lost { detail },
-            CloseReason::Command { .. } | CloseReason::ClientGone | CloseReason::Replaced { .. } => {
-                Self::Other { detail: reason.to_string() }
-            }
+            CloseReason::Command { .. }
+            | CloseReason::ServiceChanged { .. }
+            | CloseReason::ClientGone
+            | CloseReason::Replaced { .. } => Self::Other { detail: reason.to_string() },
         }
     }
 }

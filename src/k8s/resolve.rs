@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{
     Api,
-    api::{ListParams, ObjectList},
+    api::{ListParams, ObjectList, ObjectMeta},
 };
 use serde::de::DeserializeOwned;
 use tracing::warn;
@@ -55,8 +55,20 @@ pub struct Resolution {
     pub affinity: Option<Duration>,
     /// Objects that list the pods, for the watch.
     pub source: Source,
+    /// Services on the way whose changes the source does not show: ExternalNames, and a Service whose slices cannot be read.
+    pub services: Vec<KnownService>,
     /// Takeover of the port by a laptop.
     pub takeover: Option<Takeover>,
+}
+
+/// A Service as it was read.
+#[derive(Clone, Debug)]
+pub struct KnownService {
+    pub namespace: Namespace,
+    pub name: String,
+    /// Resource version of the read.
+    pub version: String,
+    pub spec: ServiceSpec,
 }
 
 /// Objects that list the reachable pods, with the resource version of the read.
@@ -146,7 +158,7 @@ async fn follow_aliases(
     let (mut lookup, mut workload) =
         (Lookup { cluster, client: &cluster.client, namespace: namespace.clone() }, workload.clone());
     let mut port = port.cloned();
-    let mut is_alias = false;
+    let mut aliases = Vec::new();
     for _ in 0..=MOST_ALIASES {
         let found = match &workload {
             Workload::Service(service) => lookup.service(service, port.as_ref()).await?,
@@ -158,10 +170,14 @@ async fn follow_aliases(
             }
         };
         match found {
-            Found::Pods(resolution) if is_alias => return Ok(Resolution { ports: Vec::new(), ..*resolution }),
-            Found::Pods(resolution) => return Ok(*resolution),
-            Found::Alias { to, port: through } => {
-                (is_alias, port) = (true, through);
+            Found::Pods(resolution) if aliases.is_empty() => return Ok(*resolution),
+            Found::Pods(mut resolution) => {
+                resolution.services.append(&mut aliases);
+                return Ok(Resolution { ports: Vec::new(), ..*resolution });
+            }
+            Found::Alias { by, to, port: through } => {
+                aliases.push(*by);
+                port = through;
                 (lookup.namespace, workload) = to.workload(workload);
             }
         }
@@ -178,20 +194,28 @@ fn port_called(spec: &ServiceSpec, name: &str) -> Option<ServicePort> {
     tcp_ports(spec).into_iter().find(is_it)
 }
 
-/// Returns the pods in slices, and the pods behind addresses for which slices name no pod. For watches: starts no sign-in.
+/// Returns the pods in slices, and the pods behind addresses for which slices name no pod. Returns none if a relay in another
+/// namespace has taken the port over. For watches: starts no sign-in.
 pub(super) async fn of_slices(
     cluster: &Cluster,
     namespace: &Namespace,
     slices: impl IntoIterator<Item = &EndpointSlice, IntoIter: Clone>,
     port: &PodPort,
 ) -> Result<Reachable, ClusterError> {
-    Lookup { cluster, client: &cluster.watches, namespace: namespace.clone() }.of_slices(slices, port).await
+    let lookup = Lookup { cluster, client: &cluster.watches, namespace: namespace.clone() };
+    let slices = slices.into_iter();
+    match lookup.relay(slices.clone(), port).await {
+        Ok(None) => lookup.of_slices(slices, port).await,
+        Ok(Some(_)) | Err(ClusterError::Forbidden { .. }) => Ok(Reachable::default()),
+        Err(error) => Err(error),
+    }
 }
 
 enum Found {
     Pods(Box<Resolution>),
     /// The Service is an ExternalName for a Service of this cluster.
     Alias {
+        by: Box<KnownService>,
         to: InCluster,
         port: Option<PortRef>,
     },
@@ -237,7 +261,7 @@ impl Lookup<'_> {
             Err(AskError::Failed(error)) => return Err(error),
             Err(AskError::NotFound) => return Err(self.not_found::<Service>(what, "services", name).await),
         };
-        if let Some(alias) = self.alias(&what, &spec, wanted)? {
+        if let Some(alias) = self.alias(&what, &metadata, &spec, wanted)? {
             return Ok(alias);
         }
         let takeover =
@@ -262,7 +286,12 @@ impl Lookup<'_> {
             _ => self.namespace.clone(),
         };
         let (affinity, ports) = (affinity(&spec), tcp_ports(&spec));
-        Ok(Found::Pods(Box::new(Resolution { namespace, port, ports, reachable, affinity, source, takeover })))
+        let services = match &source {
+            Source::Selected { .. } => vec![self.known(&metadata, spec)],
+            _ => Vec::new(),
+        };
+        let found = Resolution { namespace, port, ports, reachable, affinity, source, services, takeover };
+        Ok(Found::Pods(Box::new(found)))
     }
 
     /// Returns a named pod of a Service. It must run, may be reached on any port, and uses the Service's ports if they
@@ -271,8 +300,8 @@ impl Lookup<'_> {
         let (what, of_service) =
             (format!("pod {}/{name}", self.namespace), format!("service {}/{service}", self.namespace));
         let (pod, found) = tokio::join!(self.get::<Pod>(&what, name), self.get::<Service>(&of_service, service));
-        let spec = match found {
-            Ok(service) => taken_over::before(service),
+        let (metadata, spec) = match found {
+            Ok(service) => (service.metadata.clone(), taken_over::before(service)),
             // With the permission for pods but not for Services, the user gets the pod with its own ports.
             Err(AskError::Failed(error @ ClusterError::Forbidden { .. })) => {
                 self.tell_once(&error);
@@ -286,7 +315,7 @@ impl Lookup<'_> {
             Err(AskError::Failed(error)) => return Err(error),
             Err(AskError::NotFound) => return Err(self.not_found::<Service>(of_service, "services", service).await),
         };
-        if let Some(alias) = self.alias(&of_service, &spec, wanted)? {
+        if let Some(alias) = self.alias(&of_service, &metadata, &spec, wanted)? {
             return Ok(alias);
         }
         let pod = match pod {
@@ -375,8 +404,16 @@ impl Lookup<'_> {
         }
         let version = pod.metadata.resource_version.clone().unwrap_or_default();
         let source = Source::Pod { name, version, container_port };
-        let (namespace, ports) = (self.namespace.clone(), Vec::new());
-        Ok(Resolution { namespace, port, ports, reachable, affinity: None, source, takeover: None })
+        Ok(Resolution {
+            namespace: self.namespace.clone(),
+            port,
+            ports: Vec::new(),
+            reachable,
+            affinity: None,
+            source,
+            services: Vec::new(),
+            takeover: None,
+        })
     }
 
     /// Returns a port of a pod, which may listen on undeclared ports.
@@ -517,15 +554,30 @@ impl Lookup<'_> {
     }
 
     /// Returns the target of an ExternalName in this cluster. `None`: the Service is not an ExternalName.
-    fn alias(&self, what: &str, spec: &ServiceSpec, wanted: Option<&PortRef>) -> Result<Option<Found>, ClusterError> {
+    fn alias(
+        &self,
+        what: &str,
+        metadata: &ObjectMeta,
+        spec: &ServiceSpec,
+        wanted: Option<&PortRef>,
+    ) -> Result<Option<Found>, ClusterError> {
         if spec.type_.as_deref() != Some("ExternalName") {
             return Ok(None);
         }
         let name = spec.external_name.as_deref().unwrap_or_default();
         match InCluster::parse(name) {
-            Some(to) => Ok(Some(Found::Alias { to, port: wanted.map(|port| alias::port_behind(spec, port)) })),
+            Some(to) => {
+                let by = Box::new(self.known(metadata, spec.clone()));
+                Ok(Some(Found::Alias { by, to, port: wanted.map(|port| alias::port_behind(spec, port)) }))
+            }
             None => Err(self.external(what, name)),
         }
+    }
+
+    fn known(&self, metadata: &ObjectMeta, spec: ServiceSpec) -> KnownService {
+        let ObjectMeta { name, resource_version: version, .. } = metadata.clone();
+        let (name, version) = (name.unwrap_or_default(), version.unwrap_or_default());
+        KnownService { namespace: self.namespace.clone(), name, version, spec }
     }
 
     async fn get<K: NamespacedKind>(&self, what: &str, name: &str) -> Result<K, AskError> {

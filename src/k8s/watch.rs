@@ -14,14 +14,15 @@ use tokio::{
     select,
     time::{Instant, sleep, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use self::backoff::Backoff;
 use super::{
     client::Cluster,
     endpoints::{self, PodPort, Reachable, ReadyPod},
-    objects::{EndpointSlice, Endpoints, Pod},
-    resolve::{Source, of_slices},
+    objects::{EndpointSlice, Endpoints, Pod, Service, ServiceSpec},
+    resolve::{KnownService, Source, of_slices},
 };
 use crate::config::Namespace;
 
@@ -55,7 +56,7 @@ pub async fn follow(cluster: &Cluster, namespace: &Namespace, source: Source, te
         Source::Endpoints { service, version, port, .. } => {
             let by_name = Selection::fields(format!("metadata.name={service}"));
             let reader = BySlices { cluster, namespace, port };
-            objects::<Endpoints>(cluster, namespace, &by_name, (Vec::new(), version), &reader, &tell).await;
+            objects::<Endpoints, _>(cluster, namespace, &by_name, (Vec::new(), version), &reader, &tell).await;
         }
         Source::Selected { selector, pods, publishes_not_ready, version, port } => {
             let reader = Selected { publishes_not_ready, port };
@@ -68,10 +69,27 @@ pub async fn follow(cluster: &Cluster, namespace: &Namespace, source: Source, te
     }
 }
 
-/// Computes the reachable pods from the watched objects.
+/// Waits until a Service is gone, or is not as it was read.
+pub async fn changed(cluster: &Cluster, service: KnownService) {
+    let KnownService { namespace, name, version, spec } = service;
+    let by_name = Selection::fields(format!("metadata.name={name}"));
+    let changed = CancellationToken::new();
+    let tell = |as_read: bool| {
+        if !as_read {
+            changed.cancel();
+        }
+    };
+    changed
+        .run_until_cancelled(objects(cluster, &namespace, &by_name, (Vec::new(), version), &AsRead { spec }, &tell))
+        .await;
+}
+
+/// Computes something from the watched objects.
 trait Reader<K>: Sync {
-    /// Returns `None` if the pods cannot be determined now.
-    fn read(&self, all: &BTreeMap<String, K>) -> impl Future<Output = Option<Reachable>> + Send;
+    type Read: Send;
+
+    /// Returns `None` if it cannot be determined now.
+    fn read(&self, all: &BTreeMap<String, K>) -> impl Future<Output = Option<Self::Read>> + Send;
 }
 
 struct BySlices<'a> {
@@ -93,12 +111,16 @@ impl BySlices<'_> {
 }
 
 impl Reader<EndpointSlice> for BySlices<'_> {
+    type Read = Reachable;
+
     async fn read(&self, all: &BTreeMap<String, EndpointSlice>) -> Option<Reachable> {
         self.of(all.values().collect()).await
     }
 }
 
 impl Reader<Endpoints> for BySlices<'_> {
+    type Read = Reachable;
+
     async fn read(&self, all: &BTreeMap<String, Endpoints>) -> Option<Reachable> {
         let slices: Vec<_> = all.values().cloned().flat_map(endpoints::as_slices).collect();
         self.of(slices.iter().collect()).await
@@ -112,6 +134,8 @@ struct ByRelay<'a> {
 }
 
 impl Reader<EndpointSlice> for ByRelay<'_> {
+    type Read = Reachable;
+
     /// Returns no pods at the end of the takeover: the next session looks up the target again.
     async fn read(&self, all: &BTreeMap<String, EndpointSlice>) -> Option<Reachable> {
         let relay = endpoints::of_relay(all.values(), &self.port, self.of).filter(|relay| *relay == self.relay);
@@ -125,6 +149,8 @@ struct Selected {
 }
 
 impl Reader<Pod> for Selected {
+    type Read = Reachable;
+
     async fn read(&self, all: &BTreeMap<String, Pod>) -> Option<Reachable> {
         Some(Reachable::ready(endpoints::selected(all.values(), &self.port, self.publishes_not_ready)))
     }
@@ -135,8 +161,23 @@ struct Named {
 }
 
 impl Reader<Pod> for Named {
+    type Read = Reachable;
+
     async fn read(&self, all: &BTreeMap<String, Pod>) -> Option<Reachable> {
         Some(all.values().next().map(|pod| endpoints::named(pod, self.container_port)).unwrap_or_default())
+    }
+}
+
+/// Compares a Service with what was read.
+struct AsRead {
+    spec: ServiceSpec,
+}
+
+impl Reader<Service> for AsRead {
+    type Read = bool;
+
+    async fn read(&self, all: &BTreeMap<String, Service>) -> Option<bool> {
+        Some(all.values().next().is_some_and(|service| service.spec.as_ref() == Some(&self.spec)))
     }
 }
 
@@ -161,7 +202,7 @@ impl Selection {
 /// Copy of the watched objects.
 struct Copied<K> {
     all: BTreeMap<String, K>,
-    /// Whether the pods were not determined since the last change.
+    /// Whether they were not read since the last change.
     is_due: bool,
 }
 
@@ -171,23 +212,23 @@ impl<K> Copied<K> {
         &mut self.all
     }
 
-    /// Determines the pods. If that fails, or the future is dropped, it stays due.
-    async fn read(&mut self, reader: &impl Reader<K>, tell: &(impl Fn(Reachable) + Sync)) {
-        if let Some(reachable) = reader.read(&self.all).await {
+    /// Reads them. If that fails, or the future is dropped, it stays due.
+    async fn read<R: Reader<K>>(&mut self, reader: &R, tell: &(impl Fn(R::Read) + Sync)) {
+        if let Some(read) = reader.read(&self.all).await {
             self.is_due = false;
-            tell(reachable);
+            tell(read);
         }
     }
 }
 
 /// Keeps a copy of the objects of the API server. `known`: the listed objects, and their version.
-async fn objects<K>(
+async fn objects<K, R: Reader<K>>(
     cluster: &Cluster,
     namespace: &Namespace,
     selection: &Selection,
     known: (Vec<K>, String),
-    reader: &impl Reader<K>,
-    tell: &(impl Fn(Reachable) + Sync),
+    reader: &R,
+    tell: &(impl Fn(R::Read) + Sync),
 ) where
     K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
         + Clone
@@ -252,14 +293,14 @@ enum Ended {
 }
 
 /// Follows one watch until it ends. Calls `list` now and then while the server does not answer the watch.
-async fn one_watch<K, L>(
+async fn one_watch<K, L, R: Reader<K>>(
     api: &Api<K>,
     params: &WatchParams,
     version: &mut String,
     copied: &mut Copied<K>,
     list: &impl Fn() -> L,
-    reader: &impl Reader<K>,
-    tell: &(impl Fn(Reachable) + Sync),
+    reader: &R,
+    tell: &(impl Fn(R::Read) + Sync),
 ) -> kube::Result<Ended>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
@@ -362,6 +403,8 @@ mod tests {
     struct Failing(AtomicUsize);
 
     impl Reader<Pod> for Failing {
+        type Read = Reachable;
+
         async fn read(&self, _: &BTreeMap<String, Pod>) -> Option<Reachable> {
             let left = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
             left.is_err().then(Reachable::default)

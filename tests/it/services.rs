@@ -203,6 +203,8 @@ async fn a_service_that_is_taken_over_means_the_relay_of_another_namespace() {
         app.get("primary.shop.localhost", "/whoami").await == (200, "web-6d5f-b2\n".into())
     })
     .await;
+    // The slice alone says that the tunnel to the pods leads to the wrong place now.
+    app.demo.faults().forbid("list", "pods", true);
     put_taken(&app.demo, "primary", true);
     put_slice(&app.demo, "shop", "primary", json!([]));
     eventually("the relay answers again", || async {
@@ -357,6 +359,9 @@ async fn an_external_name_of_this_cluster_is_followed() {
     }
     let found = resolved(&app.demo, "data", service("first"), PortRef::Auto).await;
     assert_eq!(pods(found), ["data/postgres-0:5432"]);
+    // Its tunnel is open.
+    put_service(&app.demo, "default", "shop", external("gone.shop.svc"));
+    eventually("the tunnel follows", || async { app.get("shop.default.localhost", "/whoami").await.0 == 404 }).await;
     put_service(&app.demo, "data", "a", external("b.data.svc.cluster.local"));
     put_service(&app.demo, "data", "b", external("a.data.svc.cluster.local"));
     let error = resolved(&app.demo, "data", service("a"), PortRef::Auto).await.unwrap_err();

@@ -29,9 +29,9 @@ use crate::{
         client::Cluster,
         endpoints::{Reachable, ReadyPod},
         ports::choose_port,
-        resolve::Resolution,
+        resolve::{KnownService, Resolution},
         upgrade::Upgraded,
-        watch::follow,
+        watch::{changed, follow},
     },
 };
 
@@ -45,7 +45,7 @@ pub struct TargetSession {
     endpoint: Endpoint,
     /// Ports of the Service. Empty if the target is a pod.
     ports: Vec<ServicePort>,
-    tasks: [JoinHandle<()>; 2],
+    tasks: Vec<JoinHandle<()>>,
 }
 
 struct Shared {
@@ -92,6 +92,8 @@ impl TargetSession {
         if let Some(pool) = shared.lock().iter().find(|pool| pool.pod() == &pod) {
             pool.adopt(upgraded);
         }
+        let mut tasks: Vec<_> =
+            resolution.services.into_iter().map(|service| tokio::spawn(shared.clone().end_with(service))).collect();
         let (following, source) = (shared.clone(), resolution.source);
         let follow = tokio::spawn(async move {
             let told = following.clone();
@@ -108,7 +110,8 @@ impl TargetSession {
                 shared.lock().iter().for_each(|pool| pool.shrink());
             }
         });
-        Self { shared, endpoint, ports, tasks: [follow, shrink] }
+        tasks.extend([follow, shrink]);
+        Self { shared, endpoint, ports, tasks }
     }
 
     /// `wanted`: the pod to try first.
@@ -241,13 +244,24 @@ impl Shared {
         }
     }
 
-    /// Closes the session, and returns the reason. Only the first reason counts.
+    /// Closes the session once a Service on the way to its pods has changed.
+    async fn end_with(self: Arc<Self>, service: KnownService) {
+        let name = format!("{}/{}", service.namespace, service.name);
+        if self.cluster.replaced().run_until_cancelled(changed(&self.cluster, service)).await.is_some() {
+            self.close_for(CloseReason::ServiceChanged { service: name });
+        }
+    }
+
     fn close(&self, fault: &StreamFault) -> CloseReason {
-        let reason = match fault {
+        self.close_for(match fault {
             StreamFault::PodGone { detail } => CloseReason::PodGone { detail: detail.clone() },
             StreamFault::Lost { detail } => CloseReason::Lost { detail: detail.clone() },
             other => CloseReason::Lost { detail: other.to_string() },
-        };
+        })
+    }
+
+    /// Closes the session, and returns the reason. Only the first reason counts.
+    fn close_for(&self, reason: CloseReason) -> CloseReason {
         self.closed.send_if_modified(|closed| {
             closed.is_none() && {
                 *closed = Some(reason.clone());

@@ -136,7 +136,7 @@ impl Lookup<'_> {
     /// has to be a relay for this namespace, by its own words.
     pub(super) async fn relay(
         &self,
-        slices: &[EndpointSlice],
+        slices: impl IntoIterator<Item = &EndpointSlice>,
         port: &PodPort,
     ) -> Result<Option<(Namespace, ReadyPod)>, ClusterError> {
         let Some((namespace, pod)) = of_relay(slices, port, &self.namespace) else { return Ok(None) };
