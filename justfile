@@ -141,9 +141,11 @@ manifests url:
     cargo run --locked -q -- package target/manifests --archives target/archives/SHA256SUMS --url {{url}}
 
 # A .deb and an .rpm for this machine: cargo install cargo-auditable cargo-deb cargo-generate-rpm
-packages:
-    cargo auditable build --profile dist --locked
-    target/dist/adit package target/package
+packages target="x86_64-unknown-linux-musl":
+    rustup target add {{target}}
+    cargo auditable build --profile dist --locked --target {{target}}
+    target/{{target}}/dist/adit package target/package
+    cp target/{{target}}/dist/adit target/package/adit
     cargo deb --no-build
     cargo generate-rpm
 

@@ -48,6 +48,12 @@ fn rows() -> Vec<Row> {
 }
 
 #[test]
+fn the_chart_installs_the_version_of_the_program() {
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(read("Chart.yaml").contains(&format!("\nappVersion: {version}\n")), "{version}");
+}
+
+#[test]
 fn the_table_of_the_readme_is_that_of_the_values() {
     let mut table = "| value | default | |\n|---|---|---|\n".to_owned();
     for row in rows() {

@@ -26,7 +26,7 @@ fn routes(ports: &str) -> String {
 fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    let mut ports = std::iter::repeat_with(|| 23_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 900);
+    let mut ports = std::iter::repeat_with(|| 16_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 900);
     ports.find(is_free).expect("a free port")
 }
 

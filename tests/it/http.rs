@@ -168,14 +168,6 @@ async fn a_container_that_restarts_is_waited_for() {
 }
 
 #[tokio::test]
-async fn the_tunnel_is_fallen_back_to_and_from() {
-    let app = TestApp::start("").await;
-    app.demo.faults().spdy_only(true);
-    assert_eq!(app.get("web.shop.localhost", "/whoami").await.0, 200);
-    app.finish().await;
-}
-
-#[tokio::test]
 async fn bodies_of_any_size_pass_both_ways() {
     let app = TestApp::start("").await;
     let (status, body) = app.get("tools.shop.localhost", "/download?bytes=20000000").await;

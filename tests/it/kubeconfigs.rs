@@ -109,12 +109,19 @@ impl Oracle {
         }
     }
 
-    pub async fn judge_kubectl(&self, case: &str, files: &[PathBuf], variables: &[(&str, String)], verdict: &Verdict) {
+    /// Returns whether there is a kubectl.
+    pub async fn judge_kubectl(
+        &self,
+        case: &str,
+        files: &[PathBuf],
+        variables: &[(&str, String)],
+        verdict: &Verdict,
+    ) -> bool {
         let arguments = ["--request-timeout=5s", "-n", "shop", "get", "services", "-o", "name"];
-        if let Ok(kubectl) = output(self.command("kubectl", &arguments, files, variables)).await {
-            let said = String::from_utf8_lossy(&kubectl.stderr);
-            assert_eq!(kubectl.status.success(), matches!(verdict, Works), "{case}: kubectl says {said}");
-        }
+        let Ok(kubectl) = output(self.command("kubectl", &arguments, files, variables)).await else { return false };
+        let said = String::from_utf8_lossy(&kubectl.stderr);
+        assert_eq!(kubectl.status.success(), matches!(verdict, Works), "{case}: kubectl says {said}");
+        true
     }
 
     fn command(&self, program: &str, arguments: &[&str], files: &[PathBuf], variables: &[(&str, String)]) -> Command {
@@ -723,8 +730,11 @@ async fn proxies_are_chosen_as_by_kubectl() {
         ("proxy-url counts for loopback", &own, of("127.0.0.1,localhost,*"), &Works, true),
     ] {
         let _before = proxy.asked();
-        oracle.judge_text(case, text, &variables, verdict).await;
-        assert_eq!(proxy.asked(), is_asked, "{case}");
+        let files = [oracle.write("config", oracle.fill(text).as_bytes())];
+        oracle.judge_adit(case, &files, &variables, verdict).await;
+        assert_eq!(proxy.asked(), is_asked, "{case}: adit");
+        let has_kubectl = oracle.judge_kubectl(case, &files, &variables, verdict).await;
+        assert_eq!(proxy.asked(), is_asked && has_kubectl, "{case}: kubectl");
     }
 }
 

@@ -343,7 +343,6 @@ async fn two_tcp_routes_can_change_their_address_at_once_and_come_back_where_tha
     let _taken = TcpListener::bind(("0.0.0.0", taken.port())).await.unwrap();
     fs::write(process.config(), tcp_routes("127.0.0.1", &[ports[0], ports[1], taken.port()])).unwrap();
     process.logs("config not reloaded").await;
-    assert!(!process.log().contains(&format!("listening again address=0.0.0.0:{}", taken.port())));
     serve().await;
 }
 

@@ -274,10 +274,10 @@ async fn a_token_that_holds_for_50_s_is_used_for_that_long() {
 #[tokio::test]
 async fn a_token_that_expires_is_renewed_by_the_next_request_that_needs_one() {
     let (app, plugin) = app("").await;
-    plugin.answer_for(&plugin.token, 2);
+    plugin.answer_for(&plugin.token, 6);
     assert_eq!(app.get("web.shop.localhost", "/whoami").await.0, 200);
     plugin.answer(json!({"token": plugin.token}));
-    sleep(Duration::from_millis(2_200)).await;
+    sleep(Duration::from_millis(6_200)).await;
     assert_eq!(app.get("tools.shop.localhost", "/whoami").await.0, 200);
     assert_eq!(plugin.runs(), 2);
     app.finish().await;

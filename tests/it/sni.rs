@@ -51,7 +51,7 @@ impl SniApp {
         fs::set_permissions(&stand_in, fs::Permissions::from_mode(0o755)).unwrap();
         let file = folder.path().join("config.yaml");
         // Each app has its own range of ports, so that two of them cannot choose the same port before a command listens there.
-        let first = 23_000 + 50 * APPS.fetch_add(1, Ordering::SeqCst);
+        let first = 13_000 + 50 * APPS.fetch_add(1, Ordering::SeqCst);
         let text = format!(
             "sni:\n  listen: 127.0.0.1:0\n  port_range: {first}-{}\n  cloudflared: {{path: {}}}\n{config}",
             first + 49,

@@ -8,6 +8,13 @@
 {{- end -}}
 {{- end }}
 
+{{- /* Services need a name that begins with a letter (RFC 1035). */ -}}
+{{- define "adit.checkName" -}}
+{{- if regexMatch "^[0-9]" (include "adit.name" .) -}}
+{{- fail (printf "a Service cannot be called %q: set fullnameOverride to a name that begins with a letter" (include "adit.name" .)) -}}
+{{- end -}}
+{{- end }}
+
 {{- define "adit.selector" -}}
 app.kubernetes.io/name: adit-relay
 app.kubernetes.io/instance: {{ .Release.Name }}
