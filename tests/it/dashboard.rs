@@ -625,3 +625,22 @@ async fn a_replay_goes_nowhere_else() {
     let denied = replay(id_of("web.shop.localhost"), "{}").await.json();
     assert_eq!((&denied["status"], &denied["error"]), (&403.into(), &"dynamic-denied".into()), "{denied}");
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn another_user_of_the_machine_is_refused() {
+    // Only root can become another user.
+    if !rustix::process::getuid().is_root() {
+        return;
+    }
+    let process = Process::start("", &[]).await;
+    let (host, url) = (format!("Host: adit.localhost:{}", process.http.port()), format!("http://{}/", process.http));
+    let status = async |user: &str| {
+        let mut command = tokio::process::Command::new("setpriv");
+        command.args(["--reuid", user, "--clear-groups", "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}"]);
+        let answered = command.args(["-m", "20", "-H", &host, &url]).output().await.expect("setpriv and curl run");
+        String::from_utf8(answered.stdout).unwrap()
+    };
+    assert_ne!(status("0").await, "403");
+    assert_eq!(status("4242").await, "403");
+}
