@@ -18,7 +18,7 @@ pub fn write(file: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 /// Replaces the content of a file and keeps its permissions. Follows symlinks.
 ///
 /// # Errors
-/// The file does not exist, or as for [`write`].
+/// The file does not exist, or as for [`write()`].
 pub fn rewrite(file: &Path, content: &[u8]) -> io::Result<()> {
     let file = file.canonicalize()?;
     let permissions = fs::metadata(&file)?.permissions();

@@ -89,6 +89,9 @@ impl Exec {
     }
 
     /// Opens a session through a pod of `target` to the host and port of `jump`.
+    ///
+    /// # Errors
+    /// No pod of the jump runs, one cannot be created, or the exec is refused.
     pub async fn open(&self, target: &PodTarget, jump: &Jump) -> Result<Box<dyn Session>, OpenError> {
         let cluster = self.clusters.get(&target.cluster).await?;
         let find = || resolve_pods(&cluster, &target.namespace, &target.workload);

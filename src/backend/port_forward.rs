@@ -50,6 +50,9 @@ impl PortForward {
     }
 
     /// Opens a session to the ready pods of `target`.
+    ///
+    /// # Errors
+    /// The target has no ready pod, or no pod can be connected to.
     pub async fn open(&self, target: &PodTarget) -> Result<Box<dyn Session>, OpenError> {
         let cluster = self.clusters.get(&target.cluster).await?;
         let look_up = resolve(&cluster, &target.namespace, &target.workload, &target.port);

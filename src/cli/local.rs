@@ -109,6 +109,9 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
 /// Runs a client until it gives up, or the user ends it. Then it says goodbye, so that its ports and names are free at once.
 /// `refused`: hint for a tunnel that the relay does not open. `refused_host`: hint for a local port whose service refuses the
 /// Host header of visitors.
+///
+/// # Errors
+/// The relay refuses the client for good.
 pub async fn serve(
     options: impl Fn() -> Result<Options, Fatal>,
     opened: impl Fn(&[client::Open]),
@@ -144,6 +147,9 @@ pub async fn serve(
 }
 
 /// Parses a local port and an optional second one, 0 if absent. `other`: name of the second port, and an example.
+///
+/// # Errors
+/// A port is no number of 1 to 65535.
 pub fn ports(text: &str, other: (&str, u16)) -> Result<(u16, u16), CliError> {
     let (local, public) = text.split_once(':').map_or((text, None), |(local, public)| (local, Some(public)));
     let parse = |port: &str| port.parse::<u16>().ok().filter(|port| *port > 0);

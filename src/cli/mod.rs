@@ -317,6 +317,9 @@ impl Globals {
     }
 
     /// Loads the configuration. Without a file, returns the defaults, unless the user has set its path.
+    ///
+    /// # Errors
+    /// The file cannot be read, or has mistakes.
     pub fn load(&self) -> Result<Config, CliError> {
         let (path, is_named) = self.config_path();
         let mut config = match path {
@@ -328,6 +331,9 @@ impl Globals {
     }
 
     /// Returns the options that override the file.
+    ///
+    /// # Errors
+    /// An option has an invalid value.
     pub fn overrides(&self) -> Result<Overrides, CliError> {
         let listen = self.listen.as_deref().map(listen).transpose()?;
         Ok(Overrides {

@@ -170,6 +170,9 @@ pub fn has_unicode(variable: impl Fn(&str) -> Option<String>) -> bool {
 }
 
 /// Writes to stdout. A closed pipe (`| head`) ends the command quietly.
+///
+/// # Errors
+/// stdout cannot be written, but for a closed pipe.
 pub fn print(text: &str) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;

@@ -105,6 +105,9 @@ pub struct Args {
 }
 
 /// Parses a duration of the command line.
+///
+/// # Errors
+/// The text is no duration.
 pub fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).ok_or_else(|| "write 500ms, 30s or 2m".to_owned())
 }

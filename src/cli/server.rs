@@ -139,6 +139,9 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
 }
 
 /// Returns the keys of a client: those of a file, else of the environment.
+///
+/// # Errors
+/// There is no key, or the file cannot be read.
 pub fn keys(file: Option<&PathBuf>) -> Result<Vec<Key>, CliError> {
     auth::load(file.map(PathBuf::as_path)).map_err(|error| {
         let hint = (error.kind() == io::ErrorKind::NotFound)

@@ -66,6 +66,9 @@ async fn all(globals: &Globals) -> Result<String, CliError> {
 }
 
 /// Returns the running adits, at least one: those with the port of `--listen` and the file of `--config`, else all that answer.
+///
+/// # Errors
+/// No adit runs, or one does not answer.
 pub async fn find(globals: &Globals) -> Result<Vec<(PathBuf, Status)>, CliError> {
     let port = globals.overrides()?.listen.and_then(|listen| listen.first().map(|address| address.port()));
     // Do not load the file: `adit status` must work even if it is invalid by now.

@@ -128,6 +128,9 @@ pub fn beyond(config: &Config) -> Vec<String> {
 }
 
 /// Returns the places of this user's stores. `folder`: that of the CA.
+///
+/// # Errors
+/// The user has no home folder.
 pub fn places(folder: &Path) -> Result<Places, CliError> {
     let home = etcetera::home_dir().map_err(|error| CliError::new("there is no home folder").cause(Some(error)))?;
     let kept = folder.with_file_name("stores");

@@ -123,6 +123,9 @@ pub fn raise_open_file_limit() {
 }
 
 /// Binds every listener.
+///
+/// # Errors
+/// A listener's address is in use, or the user may not listen there.
 pub fn bind(app: App, config: crate::config::Config) -> Result<Bound, CliError> {
     app.bind(config).map_err(|error| {
         let hint = error.hint();
@@ -168,6 +171,9 @@ impl Signals {
 const AUDIT_AT_LEAST: Duration = Duration::from_millis(250);
 
 /// Serves until a signal, then lets requests finish within the grace. A second signal ends adit at once.
+///
+/// # Errors
+/// A signal handler cannot be registered.
 pub async fn serve(bound: Bound, mut signal: impl AsyncFnMut()) -> Result<ExitCode, CliError> {
     let (drain, journal) = (Drain::new(), bound.journal());
     tokio::select! {

@@ -2,7 +2,7 @@
 //!
 //! A derived deserialiser stops at the first mistake and loses the places of keys. So this file builds a tree from the parser's
 //! events, and [`super::validate`] walks it and collects every problem. Files of others are values
-//! without places ([`foreign`]). No other file parses YAML.
+//! without places (`foreign`). No other file parses YAML.
 
 pub mod edit;
 mod foreign;

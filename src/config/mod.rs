@@ -1,6 +1,6 @@
 //! The configuration: parsed, validated, with defaults.
 //!
-//! Code outside this module sees only [`Config`], whose values are valid; the YAML and its mistakes stay in [`file`] and
+//! Code outside this module sees only [`Config`], whose values are valid; the YAML and its mistakes stay in [`file`](mod@file) and
 //! [`validate`].
 
 pub mod defaults;

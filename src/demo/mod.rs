@@ -70,6 +70,9 @@ pub struct Node {
 
 impl Demo {
     /// Starts the API server on a free port of 127.0.0.1, with the initial objects, and writes its kubeconfig.
+    ///
+    /// # Errors
+    /// No port is free, or the kubeconfig cannot be written.
     pub async fn start() -> io::Result<Self> {
         let tasks = Tasks::default();
         let end = tasks.guard();

@@ -18,6 +18,9 @@ pub enum DialError {
 
 impl Node {
     /// Connects to a port of a pod.
+    ///
+    /// # Errors
+    /// The pod does not run, or nothing listens on the port.
     pub fn dial(&self, sandbox: &Sandbox, port: u16) -> Result<DuplexStream, DialError> {
         let pod = self
             .world
@@ -43,6 +46,9 @@ impl Node {
     }
 
     /// Connects like a program in a pod: to a Service, another pod, or itself.
+    ///
+    /// # Errors
+    /// The name is not known, or as [`dial`](Self::dial).
     pub fn dial_host(&self, from: &Sandbox, host: &str, port: u16) -> Result<DuplexStream, DialError> {
         if matches!(host, "localhost" | "127.0.0.1" | "::1") {
             return self.dial(from, port);

@@ -26,6 +26,9 @@ pub struct SelectorError(String);
 
 impl Selector {
     /// Parses the query parameters `labelSelector` and `fieldSelector`.
+    ///
+    /// # Errors
+    /// The text is no selector.
     pub fn parse(labels: Option<&str>, fields: Option<&str>) -> Result<Self, SelectorError> {
         let labels = terms(labels.unwrap_or_default()).map(label).collect::<Result<_, _>>()?;
         let fields = terms(fields.unwrap_or_default()).map(field).collect::<Result<_, _>>()?;

@@ -90,6 +90,9 @@ type MintError = Box<dyn std::error::Error>;
 
 impl Certs {
     /// Returns the TLS configuration for connections that end here. `protocols`: for ALPN, the preferred one first.
+    ///
+    /// # Errors
+    /// The certificate cannot be made.
     pub fn server_config(self: Arc<Self>, protocols: &[&[u8]]) -> io::Result<Arc<ServerConfig>> {
         let builder = ServerConfig::builder_with_provider(crate::tls::provider());
         let builder = builder.with_safe_default_protocol_versions().map_err(io::Error::other)?;

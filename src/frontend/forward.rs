@@ -249,6 +249,9 @@ impl std::fmt::Display for ForwardError {
 
 /// Connects to a host of the internet, at the first of its addresses that answers. Addresses of this machine, of local networks and
 /// of documentation do not count.
+///
+/// # Errors
+/// The name is not known, all addresses are this machine's, or none answers in time.
 pub async fn direct(asked: &Asked) -> Result<TcpStream, ForwardError> {
     let Asked { host, port, .. } = asked;
     let failed = |reason: &str, is_timeout| ForwardError::Direct {

@@ -59,6 +59,9 @@ pub enum GreetingError {
 /// Reads up to the end of the ClientHello, however it is split.
 ///
 /// `received`: bytes that were read before. `limit`: timeout for the whole ClientHello.
+///
+/// # Errors
+/// The first bytes are no TLS, are too many, or do not arrive in time.
 pub async fn read(stream: &mut BoxedIo, received: BytesMut, limit: Duration) -> Result<Greeting, GreetingError> {
     timeout(limit, read_on(stream, received)).await.map_err(|_| GreetingError::TimedOut(limit))?
 }

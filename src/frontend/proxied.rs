@@ -24,6 +24,9 @@ pub enum ProxiedError {
 }
 
 /// Returns the connection with the addresses from its PROXY header, and the bytes behind the header.
+///
+/// # Errors
+/// The header is missing, malformed, or does not arrive in time.
 pub async fn accept(
     stream: &mut TcpStream,
     policy: &ProxyProtocol,

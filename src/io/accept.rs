@@ -39,11 +39,17 @@ const UNSENT: u32 = 128 * 1024;
 const MOST_REFUSED: usize = 8;
 
 /// Binds a socket and listens. An IPv6 address takes IPv6 only, so that 127.0.0.1 and `[::1]` can be two listeners.
+///
+/// # Errors
+/// The address is in use, or the user may not listen there.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     bind(address, true)
 }
 
 /// Does the same, but `[::]` takes IPv4 clients, too (RFC 3493, section 5.3).
+///
+/// # Errors
+/// As [`listen`].
 pub fn listen_dual(address: SocketAddr) -> io::Result<TcpListener> {
     bind(address, false)
 }

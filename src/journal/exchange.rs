@@ -18,7 +18,7 @@ pub struct Exchange {
     pub version: Version,
     /// Whether the client used https.
     pub is_tls: bool,
-    /// Headers of the request. `None`: they are longer than [`LONGEST_HEAD`].
+    /// Headers of the request. `None`: they are longer than `LONGEST_HEAD`.
     pub request: Option<Head>,
     /// Whether the request has a body, of any length.
     pub has_body: bool,

@@ -244,6 +244,9 @@ impl Cluster {
     }
 
     /// Waits for an answer of the API server, and translates errors. `doing`: for example `looking up service shop/web`.
+    ///
+    /// # Errors
+    /// The API server does not have the object, or the request failed: refused, without an answer in time, or without a connection.
     pub async fn ask<T>(
         &self,
         doing: &str,

@@ -91,6 +91,9 @@ impl Dialer {
     }
 
     /// Connects to the server of `uri`, without TLS.
+    ///
+    /// # Errors
+    /// The server or its proxy cannot be reached, or the proxy refuses.
     pub async fn connect(&self, uri: Uri) -> Result<BoxedIo, BoxError> {
         let Some(proxy) = &self.proxy else { return Ok(Box::new(self.tcp.clone().oneshot(uri).await?.into_inner())) };
         let io = self.connect_to(proxy).await?;

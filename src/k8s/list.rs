@@ -36,6 +36,9 @@ pub struct Listed {
 
 /// Lists the Services in one namespace or in all that a tunnel can reach: they have a TCP port, and a selector or slices
 /// with pods.
+///
+/// # Errors
+/// The Services cannot be listed.
 pub async fn services(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Vec<Listed>, ClusterError> {
     let all: Vec<Service> = objects(cluster, namespace, "services").await?;
     let is_by_hand = |service: &Service| {
@@ -68,6 +71,9 @@ pub async fn has_namespace(cluster: &Cluster, namespace: &Namespace) -> Result<b
 }
 
 /// Returns the number of ready pods and of all pods for each Service, by namespace and name.
+///
+/// # Errors
+/// The EndpointSlices cannot be listed.
 pub async fn readiness(
     cluster: &Cluster,
     namespace: Option<&Namespace>,

@@ -106,6 +106,9 @@ pub async fn resolve(
 }
 
 /// Returns the current pods without a port: [`ReadyPod::container_port`] is 0.
+///
+/// # Errors
+/// As [`resolve`].
 pub async fn resolve_pods(
     cluster: &Cluster,
     namespace: &Namespace,

@@ -10,7 +10,7 @@
 //! verb `get`. Proxies and gateways often support WebSocket but not SPDY. So a direct connection tries the raw transport
 //! first, which costs 5-12 % less for large transfers, and a connection through a proxy tries the tunnel first. Channels
 //! are the last resort: behind a gateway that passes nothing else, or with servers up to 1.30 behind a gateway without
-//! SPDY. The rules are in [`choice`]. The context remembers the transport that worked.
+//! SPDY. The rules are in `choice`. The context remembers the transport that worked.
 
 pub mod attempts;
 mod choice;
@@ -104,6 +104,9 @@ pub struct Dialled {
 }
 
 /// Opens TCP and TLS to the API server, or takes the spare connection: the part of an upgrade before the pod is known.
+///
+/// # Errors
+/// The user cannot be signed in, or the API server cannot be reached.
 pub async fn dial(cluster: &Cluster) -> Result<Dialled, ClusterError> {
     // TLS may need a client certificate from a sign-in.
     let credential = cluster.credential().await?;
@@ -133,6 +136,9 @@ async fn dial_as(cluster: &Cluster, credential: &Credential) -> Result<Dialled, 
 
 /// Upgrades a connection to a port-forward of a pod. `dialled`: a connection from [`dial`], if there is one. The port is
 /// part of the request only with [`Transport::Channels`].
+///
+/// # Errors
+/// The pod is gone, or no transport works: the API server or a gateway refuses, or does not answer in time.
 pub async fn port_forward(
     cluster: &Cluster,
     namespace: &Namespace,

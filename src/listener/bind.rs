@@ -141,6 +141,9 @@ pub struct Sockets {
 impl Sockets {
     /// Binds all addresses of `wanted`, or none. Uses inherited sockets as they are. `serving`: returns the local
     /// address of a listener that already serves.
+    ///
+    /// # Errors
+    /// An address cannot be listened on: another program has it, or the user may not.
     pub fn bind(
         wanted: &[Wanted],
         inherited: &Inherited,
@@ -186,6 +189,9 @@ impl Sockets {
 
 /// Listens on an address. On macOS, ordinary users can bind ports below 1024 only on all addresses. adit then does that
 /// for a loopback address, and [`takes`] rejects all peers from elsewhere.
+///
+/// # Errors
+/// The address is in use, or the user may not listen there.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     match accept::listen(address) {
         Err(error)

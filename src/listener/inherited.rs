@@ -35,6 +35,9 @@ impl Inherited {
     }
 
     /// Returns a listener on the socket for `address`. Keeps the socket itself, because a reload may ask for it again.
+    ///
+    /// # Errors
+    /// The socket cannot be duplicated.
     pub fn listener(&self, address: SocketAddr) -> Option<io::Result<TcpListener>> {
         let (_, listener) = self.0.iter().find(|(of, _)| *of == address)?;
         Some(listener.try_clone().and_then(|listener| {

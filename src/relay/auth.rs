@@ -97,6 +97,9 @@ pub fn read_keys(path: &Path) -> io::Result<Vec<Key>> {
 }
 
 /// Parses the content of a key file, like [`read_keys`].
+///
+/// # Errors
+/// A line is no key, or two keys have one name.
 pub fn parse_keys(text: &str) -> Result<Vec<Key>, KeysError> {
     // Editors on Windows start a file with a byte order mark. It is not part of the secret, and the other end does not
     // have it.

@@ -57,6 +57,9 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     /// Returns the next frame. Cancel-safe.
+    ///
+    /// # Errors
+    /// The connection ended, or the frame is malformed.
     pub async fn next(&mut self) -> Result<Frame, Over> {
         loop {
             if let Some(frame) = Frame::take(&mut self.received)? {
@@ -71,6 +74,9 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 }
 
 /// Returns the next frame, and reads no byte after it. Not cancel-safe.
+///
+/// # Errors
+/// The connection ended, or the frame is malformed.
 pub async fn receive(from: &mut (impl AsyncRead + Unpin)) -> Result<Frame, Over> {
     let mut received = BytesMut::new();
     loop {
@@ -87,11 +93,17 @@ pub async fn receive(from: &mut (impl AsyncRead + Unpin)) -> Result<Frame, Over>
 }
 
 /// Returns the next frame of a handshake.
+///
+/// # Errors
+/// The connection ended, the frame is malformed, or the peer takes too long.
 pub async fn step(from: &mut (impl AsyncRead + Unpin)) -> Result<Frame, Over> {
     timeout(STEP, receive(from)).await.map_err(|_| Over::Silent(STEP))?
 }
 
 /// Writes the frames with one write.
+///
+/// # Errors
+/// The connection ended.
 pub async fn send(to: &mut (impl AsyncWrite + Unpin), frames: &[Frame]) -> Result<(), Over> {
     let mut bytes = BytesMut::new();
     frames.iter().for_each(|frame| frame.put(&mut bytes));

@@ -45,6 +45,9 @@ impl Ports {
     }
 
     /// Listens on the port of the `resume` token, else on the requested port, else on a random one.
+    ///
+    /// # Errors
+    /// The port is outside of the range or in use, or no port is free.
     pub fn open(
         &self,
         key: &Key,

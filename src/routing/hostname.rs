@@ -48,6 +48,9 @@ pub enum NameError {
 
 impl DynamicName {
     /// Parses a host in lower case, without port or trailing dot.
+    ///
+    /// # Errors
+    /// A label is missing, or is no valid name.
     pub fn parse(host: &str, dynamic_host: &str) -> Result<Self, NameError> {
         let short = || match host.strip_suffix(SHORT_SUFFIX) {
             Some(name) if name.contains('.') => Self::parse_short(name),

@@ -62,6 +62,9 @@ impl Router {
     /// Returns the route of a Host header or SNI, in any case, with or without port and trailing dot.
     ///
     /// Static routes come first (exact ones, then the longest wildcard), then dynamic names.
+    ///
+    /// # Errors
+    /// The host is no name of adit, names no route, or dynamic names are off.
     pub fn http(&self, host: &str) -> Result<Route, RouteError> {
         self.http_in(None, host)
     }
@@ -93,6 +96,9 @@ impl Router {
     }
 
     /// Returns the route of a dynamic name with the name of a context in place of an alias.
+    ///
+    /// # Errors
+    /// As [`http`](Self::http).
     pub fn named_by(&self, name: DynamicName, host: String) -> Result<Route, RouteError> {
         let destination = Destination {
             context: name.context,
@@ -108,6 +114,9 @@ impl Router {
     /// Returns the route of a host and port that a client of the forward proxy names: one of adit's own names, a
     /// cluster name, or the target of a jump. `context`: name or alias of the client's context. `None`: the current
     /// one.
+    ///
+    /// # Errors
+    /// The host is none of the cluster's, or as [`http`](Self::http).
     pub fn forward(&self, context: Option<&ContextName>, host: &str, port: u16) -> Result<Route, RouteError> {
         let elsewhere = |host: String| Err(RouteError::Elsewhere { host });
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
@@ -172,6 +181,9 @@ impl Router {
     }
 
     /// Returns the route of a TCP listener.
+    ///
+    /// # Errors
+    /// No route has the port, or its context is not known.
     pub fn tcp(&self, listener: SocketAddr) -> Result<Route, RouteError> {
         let Some((address, route)) = self.config.tcp.route(listener) else {
             return Err(RouteError::Unknown { host: listener.to_string(), near: Vec::new() });
@@ -183,6 +195,9 @@ impl Router {
     }
 
     /// Returns the route of a server name at the SNI listener, and the PROXY protocol version that its backend wants.
+    ///
+    /// # Errors
+    /// No backend has the name.
     pub fn sni(&self, name: &str) -> Result<(Route, Option<Version>), RouteError> {
         let name = table::normalise(name);
         let routes = self.config.sni.as_ref().map(|sni| &sni.routes);

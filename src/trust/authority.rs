@@ -236,6 +236,9 @@ impl Authority {
     }
 
     /// Deletes the CA with its key.
+    ///
+    /// # Errors
+    /// A file cannot be deleted.
     pub fn remove(&self) -> io::Result<()> {
         fs::remove_dir_all(&self.folder)
     }

@@ -52,11 +52,17 @@ impl Lease {
     ///
     /// The stream is counted. It buffers the first bytes written (up to 64 KiB) until the pod has answered: if the pod
     /// certainly saw none of them, the stream replays them to another pod.
+    ///
+    /// # Errors
+    /// No pod takes a stream within the budget.
     pub async fn connect(&self) -> Result<BoxedIo, OpenError> {
         self.connect_to(None).await.map(|(stream, _)| stream)
     }
 
     /// Opens a stream as [`connect`](Self::connect) does, and also returns its placement. `pod`: the pod to try first.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
     pub async fn connect_to(&self, pod: Option<&str>) -> Result<(BoxedIo, Placement), OpenError> {
         let deadline = self.hold.0.stream_deadline();
         let (inner, placement, running) = connect(&self.hold.0, None, pod, deadline).await?;

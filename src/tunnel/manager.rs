@@ -207,6 +207,9 @@ impl Manager {
     ///
     /// `idle_timeout`: the tunnel closes after this long without use. Zero: never. If callers differ, the longest
     /// timeout counts.
+    ///
+    /// # Errors
+    /// The tunnel does not open in time, or failed a moment ago; adit ends; or too many new targets were asked for.
     pub async fn acquire(&self, target: &Target, idle_timeout: Duration) -> Result<Lease, OpenError> {
         let budget = BUDGET + target.startup_time();
         let (mut deadline, mut waits_for_others) = (Instant::now() + budget, true);

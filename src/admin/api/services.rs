@@ -134,6 +134,9 @@ pub async fn list(clusters: &Clusters, router: &Router, query: &Query, listener:
 pub struct NoName;
 
 /// Returns the name by which hostnames refer to a context: its alias if it has one. `None`: hostnames may omit it.
+///
+/// # Errors
+/// No alias or hostname leads to the context.
 pub fn named_context(router: &Router, context: &ContextName) -> Result<Option<ContextName>, NoName> {
     if router.default_context() == Some(context) { Ok(None) } else { router.name_of(context).map(Some).ok_or(NoName) }
 }

@@ -53,6 +53,9 @@ fn as_text<S: serde::Serializer>(name: &impl std::fmt::Display, serializer: S) -
 }
 
 /// Lists the pods that adit has created, in one namespace or in all (`None`).
+///
+/// # Errors
+/// The pods cannot be listed.
 pub async fn list(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Vec<Created>, ClusterError> {
     let api: Api<Pod> = match namespace {
         Some(namespace) => Api::namespaced(cluster.client.clone(), namespace),
@@ -77,6 +80,9 @@ pub async fn list(cluster: &Cluster, namespace: Option<&Namespace>) -> Result<Ve
 }
 
 /// Deletes a pod from [`list`]. A pod that is already gone is not an error.
+///
+/// # Errors
+/// The API server refuses, or cannot be reached.
 pub async fn delete(cluster: &Cluster, pod: &Created) -> Result<(), ClusterError> {
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &pod.namespace);
     let doing = format!("deleting pod {}/{}", pod.namespace, pod.name);

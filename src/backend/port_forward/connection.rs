@@ -90,7 +90,7 @@ impl Fate {
         }
     }
 
-    /// Waits until the pod is over, and then for [`LAST_BYTES`].
+    /// Waits until the pod is over, and then for `LAST_BYTES`.
     pub async fn silence_after_end(self: Arc<Self>) {
         self.over.cancelled().await;
         sleep(LAST_BYTES).await;

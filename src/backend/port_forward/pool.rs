@@ -199,6 +199,9 @@ impl PodPool {
     }
 
     /// Opens a stream, on a new connection if no present one takes it.
+    ///
+    /// # Errors
+    /// The pod is gone, or no connection to it can be opened.
     pub async fn open(self: &Arc<Self>) -> Result<BoxedIo, StreamFault> {
         if self.uses_channels() {
             let dialled = match self.channels.spare.take() {

@@ -15,6 +15,9 @@ use crate::{
 };
 
 /// Writes the archive, after a list of its content. `quiet`: stdout is for JSON.
+///
+/// # Errors
+/// The archive cannot be written.
 pub async fn write(file: &Path, scope: &Scope, report: &Report, quiet: bool) -> Result<(), CliError> {
     let json = |value: &Value| format!("{value:#}\n").into_bytes();
     let mut parts: Vec<(&str, &str, Vec<u8>)> = vec![

@@ -229,6 +229,9 @@ fn clock(server: SystemTime, here: SystemTime) -> Check {
 const NOT_FOUND: &str = "it does not know the path";
 
 /// Sends a request, and returns the answer and its date. `body`: sent with POST; `None`: GET.
+///
+/// # Errors
+/// The API server refuses, or cannot be reached.
 pub async fn ask(
     cluster: &Cluster,
     path: &str,

@@ -85,6 +85,9 @@ fn target(file: &Path) -> PathBuf {
 }
 
 /// Starts the background process: this program with the same arguments and `--keep`, without a terminal.
+///
+/// # Errors
+/// The process cannot be started.
 pub fn start_keeper(file: &Path) -> Result<(), CliError> {
     let mut keeper = Command::new(own_program()?);
     keeper.args(arguments()).arg("--keep").process_group(0);
@@ -122,6 +125,9 @@ async fn only_keeper(running: &Running, file: &Path) -> io::Result<File> {
 }
 
 /// Keeps the file until adit ends, another program changes the file, or another keeper or a signal ends this one.
+///
+/// # Errors
+/// The file cannot be read or written.
 pub async fn keep(
     globals: &Globals,
     running: &Running,

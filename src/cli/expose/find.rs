@@ -218,6 +218,9 @@ fn not_for(pod: &Pod, service: &ServiceName) -> Option<String> {
 }
 
 /// Reads the secret of a relay from the cluster.
+///
+/// # Errors
+/// The Secret cannot be read, or has no key.
 pub async fn secret(cluster: &Cluster, relay: &Relay) -> Result<Key, CliError> {
     let hint = Some("give it a copy of the secret: --secret-file FILE");
     let name = relay.keys.as_deref();

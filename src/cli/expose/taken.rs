@@ -45,6 +45,9 @@ async fn exposed(place: &Place, all_namespaces: bool) -> Result<Vec<Exposed>, Cl
 }
 
 /// Returns the API client, after a first request has signed the user in: later calls have short time limits.
+///
+/// # Errors
+/// There is no such context, or the user cannot be signed in.
 pub async fn kube(cluster: &Cluster) -> Result<Kube, CliError> {
     let asked = cluster.ask("asking for its version", Namespaces::All, cluster.client.apiserver_version()).await;
     match asked {

@@ -101,6 +101,9 @@ impl Child {
 }
 
 /// Returns the path of this program. If its file was replaced, returns /proc/self/exe, which is the running one.
+///
+/// # Errors
+/// The system cannot tell.
 pub fn own_program() -> io::Result<PathBuf> {
     match env::current_exe() {
         Ok(path) if path.exists() => Ok(path),

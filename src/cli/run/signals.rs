@@ -53,6 +53,9 @@ pub struct Signals(Vec<(i32, Signal)>);
 impl Signals {
     /// Registers handlers. Signals that this process ignores since its start stay ignored, also in its command: `nohup` ignores
     /// SIGHUP, and a shell without job control ignores SIGINT for background processes.
+    ///
+    /// # Errors
+    /// A handler cannot be registered.
     pub fn new(kinds: &[fn() -> SignalKind]) -> io::Result<Self> {
         let ignored = ignored();
         let kinds = kinds.iter().map(|kind| kind()).filter(|kind| ignored & bit(kind.as_raw_value()) == 0);

@@ -17,6 +17,9 @@ const PROGRAMS: [&[&str]; 3] = [&["wl-copy"], &["xclip", "-selection", "clipboar
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Copies a text. Some terminals ignore the sequence without an error, so a program gets the text too.
+///
+/// # Errors
+/// The terminal cannot be written.
 pub async fn copy(text: String) -> io::Result<()> {
     write!(stdout(), "\x1b]52;c;{}\x07", BASE64_STANDARD.encode(&text))?;
     stdout().flush()?;

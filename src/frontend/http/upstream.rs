@@ -109,7 +109,10 @@ impl Upstreams {
 
     /// Sends a request, and returns the head of the answer.
     ///
-    /// [`retry`] decides on retries, and [`protocol`] on the protocol.
+    /// `retry` decides on retries, and [`protocol`] on the protocol.
+    ///
+    /// # Errors
+    /// The tunnel does not open, the backend does not answer, or its answer is malformed.
     pub async fn send(self: &Arc<Self>, way: &Way<'_>, request: Request<Body>) -> Result<Answered, RequestError> {
         let endpoint = way.lease.endpoint();
         // A database logs an error for each HTTP request.

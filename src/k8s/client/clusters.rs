@@ -103,7 +103,7 @@ impl Clusters {
     /// sign-in; requests do.
     ///
     /// # Errors
-    /// Fails if the context cannot be used, or if its files are not read within [`READ_TIMEOUT`] because a file system
+    /// Fails if the context cannot be used, or if its files are not read within `READ_TIMEOUT` because a file system
     /// hangs. A cluster that was loaded before stays in use.
     pub async fn get(&self, id: &ClusterId) -> Result<Arc<Cluster>, ClusterError> {
         let present = {

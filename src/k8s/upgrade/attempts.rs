@@ -1,4 +1,4 @@
-//! Requests an upgrade with one transport after the other, as [`choice`] decides, and remembers the one that works.
+//! Requests an upgrade with one transport after the other, as `choice` decides, and remembers the one that works.
 
 use std::time::Duration;
 

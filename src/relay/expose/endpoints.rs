@@ -339,7 +339,10 @@ pub fn change(object: &Value, field: Field, names: &BTreeSet<String>) -> Option<
     Some(patch)
 }
 
-/// Returns a refusal if a controller owns one of the objects to change.
+/// Checks that no controller owns one of the objects to change.
+///
+/// # Errors
+/// One does.
 pub fn check(
     name: &ServiceName,
     objects: &[(&'static str, Field, &Value)],

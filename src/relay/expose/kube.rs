@@ -160,6 +160,9 @@ impl Kube {
     }
 
     /// Returns an object. `None`: it does not exist.
+    ///
+    /// # Errors
+    /// The API server refuses, or cannot be reached.
     pub async fn get(&self, kind: Kind, namespace: &str, name: &str) -> Result<Option<Value>, KubeError> {
         let call = Call { verb: "get", kind, namespace: namespace.to_owned(), name: name.to_owned() };
         match self.ask(call, Method::GET, &kind.path(Some(namespace), Some(name)), None).await {
@@ -169,6 +172,9 @@ impl Kube {
     }
 
     /// Lists the objects with these labels, in one namespace or in all.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
     pub async fn list(&self, kind: Kind, namespace: Option<&str>, labels: &str) -> Result<Vec<Value>, KubeError> {
         let (mut objects, mut token) = (Vec::new(), String::new());
         loop {
@@ -199,6 +205,9 @@ impl Kube {
     }
 
     /// Applies a merge patch (RFC 7386) to an object, if it has not changed since it was read.
+    ///
+    /// # Errors
+    /// The object has changed or is gone, or as [`get`](Self::get).
     pub async fn patch(&self, kind: Kind, read: &Value, mut patch: Value) -> Result<Value, KubeError> {
         let (namespace, name) = (text(&read["metadata"]["namespace"]), text(&read["metadata"]["name"]));
         patch["metadata"]["resourceVersion"] = read["metadata"]["resourceVersion"].clone();
@@ -209,6 +218,9 @@ impl Kube {
     }
 
     /// Deletes an object, if it has not changed since it was read. Succeeds if it does not exist any more.
+    ///
+    /// # Errors
+    /// The object has changed, or as [`get`](Self::get).
     pub async fn delete(&self, kind: Kind, read: &Value) -> Result<(), KubeError> {
         let (namespace, name) = (text(&read["metadata"]["namespace"]), text(&read["metadata"]["name"]));
         let call = Call { verb: "delete", kind, namespace: namespace.to_owned(), name: name.to_owned() };
@@ -223,6 +235,9 @@ impl Kube {
     }
 
     /// Yields an item for each change of a selected object, until the watch ends: the API server ends it, or its network is gone.
+    ///
+    /// # Errors
+    /// The watch does not begin.
     pub async fn changes(
         &self,
         kind: Kind,

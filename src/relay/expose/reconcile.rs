@@ -167,6 +167,9 @@ impl Scene {
 
 impl Step<'_> {
     /// Runs the step.
+    ///
+    /// # Errors
+    /// The Service cannot be taken over, or the API server refuses or cannot be reached.
     pub async fn run(&self) -> Result<Done, Failure> {
         let mut tries = 0;
         loop {
@@ -181,6 +184,9 @@ impl Step<'_> {
     }
 
     /// Returns whether a relay has left a trace on the Service, its endpoints or its Lease.
+    ///
+    /// # Errors
+    /// An object cannot be read.
     pub async fn is_touched(&self) -> Result<bool, KubeError> {
         let scene = self.read().await?;
         let kept = lease::takeover(scene.lease.as_ref());

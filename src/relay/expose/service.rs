@@ -145,6 +145,9 @@ fn is_port(entry: &Value, port: u16) -> bool {
 
 /// Returns the record of a Service's takeover. `kept`: the record in its Lease, or in the relay's memory, in case
 /// somebody has removed only the annotation. `None`: the Service is not taken over.
+///
+/// # Errors
+/// The record is damaged, or another version of adit has written it.
 pub fn takeover(service: &Value, name: &ServiceName, kept: Option<&Takeover>) -> Result<Option<Takeover>, Refusal> {
     let markers: Vec<u16> = entries(service).iter().filter_map(marked).collect();
     let said = service["metadata"]["annotations"][TAKEOVER].as_str().map(serde_json::from_str::<Takeover>);
@@ -224,6 +227,9 @@ pub fn families(service: &Value) -> Vec<String> {
 }
 
 /// Checks, before any change, whether a Service can be taken over. `relay_families`: the address families of the relay.
+///
+/// # Errors
+/// It cannot, with the reason.
 pub fn check(service: &Value, name: &ServiceName, port: u16, relay_families: &[String]) -> Result<(), Refusal> {
     let (spec, name_of) = (&service["spec"], || name.clone());
     if !service["metadata"]["deletionTimestamp"].is_null() {

@@ -43,6 +43,9 @@ pub enum NoPod {
 }
 
 /// Connects to the first pod that accepts.
+///
+/// # Errors
+/// No pod is ready, or none accepts.
 pub async fn dial(split: &Split) -> Result<(TcpStream, PodAddress), NoPod> {
     let mut failed = NoPod::NoneReady(split.name.clone());
     for pod in split.pods_in_turn().into_iter().take(TRIES) {

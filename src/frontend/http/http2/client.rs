@@ -35,6 +35,9 @@ use crate::{
 pub struct Sender(SendRequest<Bytes>, Arc<Windows>);
 
 /// Starts HTTP/2 on a connection; the returned future drives it to its end.
+///
+/// # Errors
+/// The connection ended, or its peer does not speak HTTP/2.
 pub async fn handshake(
     stream: BoxedIo,
 ) -> Result<(Sender, impl Future<Output = Result<(), h2::Error>> + Send), h2::Error> {
