@@ -100,7 +100,7 @@ impl Metrics {
             ("socks", &self.socks_connections),
             ("connect", &self.connect_connections),
         ];
-        to.family("adit_connections", "counter", "Connections of clients, by what they speak.");
+        to.family("adit_connections", "counter", "Client connections, by protocol.");
         for (kind, counted) in connections {
             to.sample("adit_connections_total", &[("kind", kind)], counted.total.load(Ordering::Relaxed));
         }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// If a name contains one of these, its value is a secret. Without `-` and `_`, in lower case.
-const WORDS: [&str; 17] = [
+const WORDS: [&str; 19] = [
     "authorization",
     "cookie",
     "token",
@@ -21,6 +21,8 @@ const WORDS: [&str; 17] = [
     "sharedkey",
     "signingkey",
     "keydata",
+    "subscriptionkey",
+    "functionskey",
 ];
 
 /// Names without such a word: signatures in URLs of Azure, AWS and Google Cloud.

@@ -22,6 +22,8 @@ pub struct Opened {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenedService {
     pub name: String,
+    /// Its namespace and context: a Service with the same name elsewhere is another one.
+    pub place: String,
     /// Ports that can be reached, in the Service's own order.
     pub ports: Vec<(ServicePort, SocketAddr)>,
 }
@@ -48,7 +50,7 @@ impl Opened {
 }
 
 /// Returns the variables of all targets, by name: `DB_HOST`, `DB_PORT`, `DB_ADDR` and `WEB_URL` for targets with a name, and for
-/// each Service those that Kubernetes sets in pods. If two Services have the same name, the first one counts.
+/// each Service those that Kubernetes sets in pods. If Services of several places have the same name, the first one counts.
 pub fn variables(targets: &[Opened]) -> BTreeMap<String, String> {
     let mut variables = BTreeMap::new();
     for target in targets {
@@ -60,28 +62,41 @@ pub fn variables(targets: &[Opened]) -> BTreeMap<String, String> {
             variables.insert(format!("{name}_URL"), url);
         }
     }
+    let mut places: BTreeMap<&str, &str> = BTreeMap::new();
     for service in targets.iter().filter_map(|target| target.service.as_ref()) {
-        for (name, value) in of_service(service) {
-            variables.entry(name).or_insert(value);
+        if *places.entry(&service.name).or_insert(&service.place) == service.place {
+            variables.extend(of_service(service, targets));
         }
     }
     variables
 }
 
+/// Returns the address of a port of a Service: that of the target that was opened for this port, else the one beside the Service's
+/// first target.
+fn address_of(service: &OpenedService, port: &ServicePort, beside: SocketAddr, targets: &[Opened]) -> SocketAddr {
+    let is_for_it = |target: &&Opened| {
+        let is_same = |other: &OpenedService| (&other.name, &other.place) == (&service.name, &service.place);
+        target.service.as_ref().is_some_and(is_same) && target.port.as_ref() == Some(port)
+    };
+    targets.iter().find(is_for_it).map_or(beside, |target| target.address)
+}
+
 /// Returns `WEB_SERVICE_HOST`, `WEB_SERVICE_PORT` (the first port) and `WEB_SERVICE_PORT_HTTP` (by the port's name), as the
 /// kubelet sets them (pkg/kubelet/envvars in Kubernetes).
-fn of_service(service: &OpenedService) -> Vec<(String, String)> {
+fn of_service(service: &OpenedService, targets: &[Opened]) -> Vec<(String, String)> {
     let name = upper(&service.name);
-    let Some((_, first)) = service.ports.first().filter(|_| name.starts_with(|c: char| c.is_ascii_alphabetic())) else {
+    let at = |(port, beside): &(ServicePort, SocketAddr)| address_of(service, port, *beside, targets);
+    let Some(first) = service.ports.first().map(at).filter(|_| name.starts_with(|c: char| c.is_ascii_alphabetic()))
+    else {
         return Vec::new();
     };
     let mut variables = vec![
         (format!("{name}_SERVICE_HOST"), first.ip().to_string()),
         (format!("{name}_SERVICE_PORT"), first.port().to_string()),
     ];
-    for (port, address) in &service.ports {
-        if let Some(port) = &port.name {
-            variables.push((format!("{name}_SERVICE_PORT_{}", upper(port)), address.port().to_string()));
+    for port in &service.ports {
+        if let Some(called) = &port.0.name {
+            variables.push((format!("{name}_SERVICE_PORT_{}", upper(called)), at(port).port().to_string()));
         }
     }
     variables
@@ -124,6 +139,7 @@ mod tests {
             port: None,
             service: Some(OpenedService {
                 name: service.to_owned(),
+                place: "shop.demo".to_owned(),
                 ports: ports.iter().map(|(number, name, at)| (port(*number, name), local(*at))).collect(),
             }),
         }
@@ -165,10 +181,24 @@ mod tests {
 
     #[test]
     fn of_two_services_with_one_name_the_first_counts() {
-        let targets = [opened("a", 1, "web", &[(80, "", 1)]), opened("b", 2, "web", &[(80, "http", 2)])];
+        let mut targets = [opened("a", 1, "web", &[(80, "", 1)]), opened("b", 2, "web", &[(80, "http", 2)])];
+        targets[1].service.as_mut().unwrap().place = "other.demo".to_owned();
         let shown = shown(&targets);
+        assert!(!shown.iter().any(|variable| variable.starts_with("WEB_SERVICE_PORT_")), "{shown:?}");
         assert!(shown.contains(&"WEB_SERVICE_PORT=1".to_owned()), "{shown:?}");
         assert!(shown.contains(&"A_PORT=1".to_owned()) && shown.contains(&"B_PORT=2".to_owned()), "{shown:?}");
+    }
+
+    #[test]
+    fn routes_of_several_ports_of_a_service_each_have_their_port() {
+        let all = |at: [u16; 2]| [(22, "ssh", at[0]), (6379, "redis", at[1])];
+        let mut routes =
+            [opened("", 2022, "data", &all([2022, 40_001])), opened("", 2079, "data", &all([40_002, 2079]))];
+        (routes[0].port, routes[1].port) = (Some(port(22, "ssh")), Some(port(6379, "redis")));
+        let shown = shown(&routes);
+        for variable in ["DATA_SERVICE_PORT=2022", "DATA_SERVICE_PORT_SSH=2022", "DATA_SERVICE_PORT_REDIS=2079"] {
+            assert!(shown.contains(&variable.to_owned()), "{shown:?}");
+        }
     }
 
     #[test]

@@ -201,7 +201,11 @@ impl Reach {
             Err(error) => return Err(cannot(error)),
         };
         let route = with_port(&named.route, found.port.as_ref());
-        let mut port = found.port.clone();
+        // That of a jump is known without a look-up.
+        let of_jump = named.route.target.pods().and_then(|pods| pods.jump.as_ref());
+        let of_jump =
+            of_jump.map(|jump| ServicePort { number: jump.target.port.get(), name: None, app_protocol: None });
+        let mut port = found.port.clone().or(of_jump);
         if wait.is_some() {
             let settle = found.took.map_or(SETTLE_UNMEASURED, |took| took.clamp(SETTLE.0, SETTLE.1));
             let patience = Patience { until, settle, may_pass };
@@ -239,7 +243,7 @@ impl Reach {
         let service = named.route.target.service().filter(|_| !all.is_empty()).map(|name| {
             let at = |port: &ServicePort| others.iter().find(|(other, _)| other == port).map_or(address, |(_, at)| *at);
             let ports = all.iter().map(|port| (port.clone(), at(port))).collect();
-            OpenedService { name: name.to_owned(), ports }
+            OpenedService { name: name.to_owned(), place: place_of(&named.route.target), ports }
         });
         let told_scheme = port
             .as_ref()
@@ -271,6 +275,11 @@ impl Reach {
             },
         }
     }
+}
+
+/// Returns the namespace and the context of a target in pods.
+pub fn place_of(target: &Target) -> String {
+    target.pods().map(|pods| format!("{}.{}", pods.namespace, pods.cluster.context)).unwrap_or_default()
 }
 
 /// Local address of a target.

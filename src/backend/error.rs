@@ -261,7 +261,7 @@ impl OpenError {
     /// Returns how long retries may help: a pod becomes ready, a connection comes back. Zero: they do not help.
     pub fn patience(&self) -> Duration {
         match self {
-            Self::Cluster(ClusterError::NotReady { .. }) => Duration::from_secs(10),
+            Self::Cluster(ClusterError::NotReady { .. } | ClusterError::NoPod { .. }) => Duration::from_secs(10),
             // A kubelet or a container runtime takes some seconds to restart.
             Self::Cluster(ClusterError::Unavailable { .. }) => Duration::from_secs(8),
             // A restarting API server refuses for a second or two; one that is away stays away.

@@ -96,7 +96,9 @@ impl Exec {
         let cluster = self.clusters.get(&target.cluster).await?;
         let find = || resolve_pods(&cluster, &target.namespace, &target.workload);
         let found = match find().await {
-            Err(ClusterError::NotFound { .. } | ClusterError::NotReady { .. }) if jump.create.is_some() => {
+            Err(ClusterError::NotFound { .. } | ClusterError::NotReady { .. } | ClusterError::NoPod { .. })
+                if jump.create.is_some() =>
+            {
                 let Workload::Pod(name) = &target.workload else { return Err(not_a_pod(&cluster, target)) };
                 jump_pod::ensure(&cluster, &target.namespace, name, jump).await?;
                 find().await?

@@ -14,7 +14,11 @@ use super::{
     running::{self, Running},
     up,
 };
-use crate::{app::opened, routing::Router, telemetry};
+use crate::{
+    app::{opened, reach::place_of},
+    routing::Router,
+    telemetry,
+};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
@@ -87,8 +91,9 @@ async fn variables(running: &Running, router: &Router, args: &Args) -> Result<BT
         targets::split_all(&args.to)?.into_iter().map(|(name, target)| (Some(name.to_owned()), target.to_owned()));
     let routes = router.config.tcp.routes.keys().map(|address| (None, address.to_string()));
     for (name, target) in named.chain(routes) {
-        running.only_for(&router.named(&target, running.namespace.as_ref())?)?;
-        let at_port = running.port(name, &target, None, progress).await;
+        let named = router.named(&target, running.namespace.as_ref())?;
+        running.only_for(&named)?;
+        let at_port = running.port(name, &target, place_of(&named.route.target), None, progress).await;
         opened.extend(at_port.map_err(running::unreachable)?);
     }
     let mut variables = opened::variables(&opened);

@@ -57,7 +57,7 @@ pub struct Args {
 enum Command {
     /// List the Services that are taken over
     Ls {
-        /// List those of all namespaces
+        /// List Services of all namespaces
         #[arg(short = 'A', long)]
         all_namespaces: bool,
         /// Output format [default: text]
@@ -69,10 +69,10 @@ enum Command {
         /// The Service, whether its relay runs or not [default: all whose relay is gone]
         #[arg(value_name = "SERVICE[.NAMESPACE]")]
         service: Option<NamedService>,
-        /// Restore those of all namespaces
+        /// Restore the Services of all namespaces
         #[arg(short = 'A', long, conflicts_with = "service")]
         all_namespaces: bool,
-        /// Restore those of this relay, even if it runs. Can be repeated
+        /// Restore the Services of this relay, even if it runs. Can be repeated
         #[arg(long = "relay", value_name = "NAMESPACE/POD", conflicts_with = "service")]
         relays: Vec<String>,
     },
@@ -107,7 +107,7 @@ struct Take {
     /// Create a relay in the Service's namespace if there is none; it ends after a day, 'adit expose clean' deletes it
     #[arg(long, requires = "image")]
     create: bool,
-    /// Image of adit for the relay of --create
+    /// Image of adit for the relay; required with --create
     #[arg(long, value_name = "IMAGE", requires = "create")]
     image: Option<String>,
     /// Read the secret, or the first of several keys, from this file [default: the Secret that the relay names]

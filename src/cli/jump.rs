@@ -28,7 +28,7 @@ pub struct Args {
 enum Command {
     /// List the jump pods
     Ls,
-    /// Delete the jump pods
+    /// Delete the jump pods of every owner, also those in use
     Clean,
 }
 

@@ -98,7 +98,7 @@ pub struct Globals {
     /// Log each request and connection
     #[arg(long, short, global = true)]
     pub verbose: bool,
-    /// Context, or alias, for names and routes that set none [default: the current one]
+    /// Context, or alias, for names and routes that set none [default: default_context, else the current one]
     #[arg(long, global = true, value_name = "NAME", value_parser = or_unset::<ContextName>, default_value = "", hide_default_value = true)]
     pub context: OrUnset<ContextName>,
     /// Namespace for names and routes that set none [default: that of the context, then "default"]

@@ -31,7 +31,7 @@ use super::{
     Globals,
     place::Place,
     progress::Progress,
-    report::{CliError, print},
+    report::{CliError, print, warning},
     running::Running,
     up,
 };
@@ -182,12 +182,13 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     }
     let mut given: BTreeMap<OsString, OsString> = BTreeMap::new();
     keep(&args, &mut variables);
+    let removed: Vec<&str> = if args.keep_env { Vec::new() } else { preferred(&variables).collect() };
     given.extend(variables.into_iter().map(|(name, value)| (name.into(), value.into())));
     let values = secrets.iter().map(|secret| OsString::from(&secret.variable)).zip(values);
     let is_kept = |name: &OsStr| args.keep_env && env::var_os(name).is_some();
     given.extend(values.filter(|(name, _)| !is_kept(name)));
 
-    let child = Child::start(&args.command, &given, open_files).await.map_err(|error| {
+    let child = Child::start(&args.command, &given, &removed, open_files).await.map_err(|error| {
         let code = match &error {
             StartError::Command(error) if error.kind() == std::io::ErrorKind::NotFound => NOT_FOUND,
             _ => FAILED,
@@ -242,19 +243,38 @@ fn variables(
     opened: &[Opened],
 ) -> Result<BTreeMap<String, String>, CliError> {
     let mut variables = opened::variables(opened);
-    let program = args.command.first().map(std::path::Path::new).and_then(Tool::of_program);
-    if let Some((tool, target)) = program.and_then(|tool| Some((tool, tool.choose(opened)?))) {
-        variables.extend(tool.variables(target).into_iter().map(|(name, value)| (name.to_owned(), value)));
+    let all: Vec<&Opened> = opened.iter().collect();
+    let mut called: Vec<&str> = opened.iter().filter_map(Opened::called).collect();
+    called.dedup();
+    if let Some(tool) = args.command.first().map(std::path::Path::new).and_then(Tool::of_program) {
+        match tool.choose(&all) {
+            Some(target) => variables.extend(own_variables(tool, target)),
+            // Without them, the program would connect to what its own defaults name.
+            None if all.len() > 1 && args.tool.is_empty() && !args.quiet => {
+                let tool = format!("{tool:?}").to_lowercase();
+                warning(
+                    &format!("{:?} gets no target: it is not clear which one is meant", args.command[0]),
+                    &format!("write --for {tool}=NAME; the names are {}", called.join(", ")),
+                );
+            }
+            None => {}
+        }
     }
     for (tool, name) in &args.tool {
         let target = match name {
-            Some(name) => opened.iter().find(|target| target.called() == Some(name)),
-            None => tool.choose(opened),
+            Some(name) => {
+                let of_name: Vec<&Opened> =
+                    all.iter().copied().filter(|target| target.called() == Some(name)).collect();
+                tool.choose(&of_name)
+            }
+            None => tool.choose(&all),
         };
-        let called: Vec<&str> = opened.iter().filter_map(Opened::called).collect();
         let option = format!("{tool:?}").to_lowercase();
         let target = target.ok_or_else(|| {
             let message = match name {
+                Some(name) if called.contains(&name.as_str()) => {
+                    format!("--for {option}={name}: several targets are called {name:?}")
+                }
                 Some(name) => format!("--for {option}={name}: there is no target {name:?}"),
                 None => format!("--for {option}: it is not clear which target is meant"),
             };
@@ -264,10 +284,21 @@ fn variables(
             };
             CliError::usage(message).hint(Some(hint))
         })?;
-        variables.extend(tool.variables(target).into_iter().map(|(name, value)| (name.to_owned(), value)));
+        variables.extend(own_variables(*tool, target));
     }
     fill(templates, opened, &mut variables)?;
     Ok(variables)
+}
+
+fn own_variables(tool: Tool, target: &Opened) -> impl Iterator<Item = (String, String)> + use<> {
+    tool.variables(target).into_iter().map(|(name, value)| (name.to_owned(), value))
+}
+
+/// Returns the variables of the user's shell that a tool would prefer to those that adit sets for it.
+fn preferred(variables: &BTreeMap<String, String>) -> impl Iterator<Item = &'static str> {
+    let is_set = variables.contains_key("PGHOST");
+    let preferred = Tool::Psql.preferred().iter().copied().filter(move |_| is_set);
+    preferred.filter(|name| !variables.contains_key(*name) && env::var_os(name).is_some())
 }
 
 /// Adds the variables of --env.

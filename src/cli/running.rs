@@ -124,7 +124,8 @@ impl Running {
         self.open(target, OpenKind::Check, Some(wait), progress).await.map(drop)
     }
 
-    /// Opens a target at a local port until that adit ends. `name`: the user's name for it. `wait`: `None` returns the port even
+    /// Opens a target at a local port until that adit ends. `name`: the user's name for it. `place`: see
+    /// [`OpenedService::place`]. `wait`: `None` returns the port even
     /// if the target cannot be reached yet.
     ///
     /// # Errors
@@ -133,10 +134,11 @@ impl Running {
         &self,
         name: Option<String>,
         target: &str,
+        place: String,
         wait: Option<Duration>,
         progress: Progress,
     ) -> Result<Option<Opened>, CallError> {
-        Ok(opened(name, self.open(target, OpenKind::Port, wait, progress).await?))
+        Ok(opened(name, place, self.open(target, OpenKind::Port, wait, progress).await?))
     }
 
     async fn open(
@@ -251,11 +253,12 @@ fn may_appear(kind: OpenKind, problem: &Problem) -> bool {
 }
 
 /// Returns a target from the API's answer. `None`: the answer has no local address.
-fn opened(name: Option<String>, answer: OpenAnswer) -> Option<Opened> {
+fn opened(name: Option<String>, place: String, answer: OpenAnswer) -> Option<Opened> {
     let scheme = answer.url.as_deref().map(|url| if url.starts_with("https:") { Scheme::Https } else { Scheme::Http });
     let port = |port: PortRow| ServicePort { number: port.number, name: port.name, app_protocol: None };
     let service = answer.service.map(|service| OpenedService {
         name: service.name,
+        place,
         ports: service.ports.into_iter().map(|local| (port(local.port), local.address)).collect(),
     });
     Some(Opened { name, address: answer.address?, scheme, port: answer.port.map(port), service })

@@ -145,7 +145,7 @@ pub fn run(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
 pub fn keys(file: Option<&PathBuf>) -> Result<Vec<Key>, CliError> {
     auth::load(file.map(PathBuf::as_path)).map_err(|error| {
         let hint = (error.kind() == io::ErrorKind::NotFound)
-            .then_some("it is the secret of the relay: copy the file of its --secret-file, or its ADIT_SECRET; name it here with --secret-file, or set ADIT_SECRET");
+            .then_some("copy the secret file of the relay to this machine and name it with --secret-file, or set ADIT_SECRET to its content");
         CliError::from(StartError::Keys(error)).hint(hint)
     })
 }

@@ -19,8 +19,9 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  adit unlock prod\n  adit unlock prod --for 1h\n  adit unlock prod --for 0                 lock it again\n\n\
-        A context with 'methods' refuses all others. adit locks it again after this time, and when it exits. It then\n\
-        closes the WebSockets, SOCKS5, CONNECT, TLS and PostgreSQL connections that were opened meanwhile."
+        A context with 'methods' refuses all others. adit locks it again after this time, and when it\n\
+        exits. It then closes the WebSockets, SOCKS5, CONNECT, TLS and PostgreSQL connections that were\n\
+        opened meanwhile."
 )]
 pub struct Args {
     /// Context, or its alias

@@ -126,7 +126,7 @@ struct HttpK8s {
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct HttpRoute {
-    /// Default: the current context.
+    /// Default: default_context, else the current context.
     context: Option<String>,
     /// Default: the context's namespace.
     namespace: Option<String>,
@@ -275,7 +275,7 @@ struct TcpK8s {
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct TcpRoute {
-    /// Default: the current context.
+    /// Default: default_context, else the current context.
     context: Option<String>,
     /// Default: the context's namespace.
     namespace: Option<String>,
@@ -294,7 +294,7 @@ struct TcpRoute {
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Jump {
-    /// Default: the current context.
+    /// Default: default_context, else the current context.
     context: Option<String>,
     /// Default: the context's namespace.
     namespace: Option<String>,

@@ -110,7 +110,7 @@ pub async fn services(source: &Source) -> Html {
     let is_long = found.services.len() > SHORT;
     html.raw(if is_long { "<noscript>" } else { "" });
     html.raw("<table><caption>Services and routes</caption><thead><tr>");
-    for name in ["Name", "Port", "Context", "Ready", "Open", "Leads to"] {
+    for name in ["Name", "Port", "Context", "Ready", "Open", "Target"] {
         html.raw("<th scope=\"col\">").text(name).raw("</th>");
     }
     html.raw("</tr></thead><tbody>");

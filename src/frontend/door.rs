@@ -59,8 +59,11 @@ impl Door {
     /// Returns the context that a client names. `None`: the current one.
     ///
     /// # Errors
-    /// The listener needs a password, and the client has not given it.
+    /// The listener needs a password, and the client has not given it; or its user name would forge lines of a log.
     pub fn context(&self, credentials: Option<&Credentials>) -> Result<Option<ContextName>, NoPassword> {
+        if credentials.is_some_and(|credentials| credentials.user.contains(char::is_control)) {
+            return Err(NoPassword);
+        }
         // An empty user name does not parse: it means the current context.
         let user = |credentials: &Credentials| credentials.user.parse().ok();
         match (self, credentials) {
@@ -86,6 +89,7 @@ mod tests {
         assert_eq!(open.context(Some(&of("", ""))), Ok(None));
         assert_eq!(private.context(Some(&of("prod", "secret"))), Ok(Some("prod".parse().unwrap())));
         assert_eq!(private.context(Some(&of(CURRENT, "secret"))), Ok(None));
+        assert_eq!(open.context(Some(&of("x\n2026-12-01 WARN forged", ""))), Err(NoPassword));
         for wrong in [None, Some(of("prod", "")), Some(of("prod", "secret2")), Some(of("secret", "Secret"))] {
             assert_eq!(private.context(wrong.as_ref()), Err(NoPassword), "{wrong:?}");
         }

@@ -174,7 +174,9 @@ fn reply(error: &ForwardError) -> Reply {
             | ClusterError::Unavailable { .. }
             | ClusterError::Protocol { .. } => Reply::NetworkUnreachable,
             // The Service exists, but none of its pods was ready in time.
-            ClusterError::TimedOut { .. } | ClusterError::NotReady { .. } => Reply::TimedOut,
+            ClusterError::TimedOut { .. } | ClusterError::NotReady { .. } | ClusterError::NoPod { .. } => {
+                Reply::TimedOut
+            }
             ClusterError::UnknownContext { .. }
             | ClusterError::NotFound { .. }
             | ClusterError::NoSuchPort { .. }

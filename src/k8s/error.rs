@@ -100,6 +100,9 @@ pub enum ClusterError {
     /// `cause` has the state of the pods: `0 of 2 pods ready (web-7c4: CrashLoopBackOff)`.
     #[error("no ready pod behind {what} in context {context}")]
     NotReady { what: String, context: ContextName, cause: String, hint: String },
+    /// A StatefulSet replaces a pod by one with the same name, so a retry may help.
+    #[error("{service} in context {context} has no {pod} now")]
+    NoPod { pod: String, service: String, context: ContextName, hint: String },
     /// Cannot be forwarded: no selector and no endpoints, ExternalName, or UDP. `why` has the reason.
     #[error("{what} in context {context} cannot be reached through a pod: {why}")]
     Unsupported { what: String, context: ContextName, why: String, hint: Option<String> },
@@ -123,7 +126,7 @@ impl ClusterError {
             Self::NotFound { .. } | Self::PortAsPod { .. } => ErrorCode::NotFound,
             Self::NoSuchPort { .. } => ErrorCode::NoSuchPort,
             Self::ChoosePort { .. } => ErrorCode::ChoosePort,
-            Self::NotReady { .. } => ErrorCode::NotReady,
+            Self::NotReady { .. } | Self::NoPod { .. } => ErrorCode::NotReady,
             Self::Unsupported { .. } => ErrorCode::Unsupported,
             Self::Protocol { .. } => ErrorCode::Protocol,
         }
@@ -139,7 +142,10 @@ impl ClusterError {
         match self {
             // An API server that asks for a pause is busy, whatever the pod.
             Self::Unavailable { retry_after, .. } => retry_after.is_none(),
-            error => matches!(error, Self::TimedOut { .. } | Self::NotServed { .. } | Self::NotReady { .. }),
+            error => matches!(
+                error,
+                Self::TimedOut { .. } | Self::NotServed { .. } | Self::NotReady { .. } | Self::NoPod { .. }
+            ),
         }
     }
 
@@ -176,6 +182,7 @@ impl ClusterError {
             Self::PortAsPod { name, port, .. } => Some(format!("write {} in place of {name}", port.number)),
             Self::Forbidden { hint, .. } => Some(hint.to_string()),
             Self::NotReady { hint, .. }
+            | Self::NoPod { hint, .. }
             | Self::Unreachable { hint, .. }
             | Self::Unavailable { hint, .. }
             | Self::TimedOut { hint, .. } => Some(hint.clone()),

@@ -154,12 +154,23 @@ pub fn credentials(url: &Uri) -> Option<(String, String)> {
 /// Fails if the text is not a URL or has no host.
 pub fn parse(text: &str) -> Result<Uri, String> {
     let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
-    let here = if rest.starts_with(':') { "127.0.0.1" } else { "" };
+    // `:3128`, but not `:password@proxy`.
+    let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
+    let here = if authority.starts_with(':') && !authority.contains('@') { "127.0.0.1" } else { "" };
     let whole = format!("{scheme}://{here}{rest}");
     match whole.parse::<Uri>() {
+        Ok(uri) if has_port_outside_of_range(&uri) => Err("its port is no number up to 65535".to_owned()),
         Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) => Ok(normal(uri)),
         _ => Err("it is not the URL of a proxy, e.g. http://proxy.example.com:3128".to_owned()),
     }
+}
+
+/// `http::Uri` takes any digits, and has no port then.
+fn has_port_outside_of_range(url: &Uri) -> bool {
+    let place = url.authority().map(|authority| authority.as_str()).unwrap_or_default();
+    let place = place.rsplit_once('@').map_or(place, |(_, place)| place);
+    let port = place.rsplit_once(']').map_or(place, |(_, port)| port).rsplit_once(':').map(|(_, port)| port);
+    port.is_some_and(|port| !port.is_empty() && url.port_u16().is_none())
 }
 
 /// Returns a URL with its scheme in lower case, and a default port for a SOCKS proxy.
@@ -177,6 +188,17 @@ fn normal(url: Uri) -> Uri {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_that_is_none_is_an_error_and_a_password_needs_no_user() {
+        for text in ["http://u:secret@127.0.0.2:99999", "https://[::1]:70000"] {
+            assert!(parse(text).unwrap_err().contains("up to 65535"), "{text}");
+        }
+        let url = parse("http://:token@proxy:3128").unwrap();
+        assert_eq!((url.host(), url.port_u16()), (Some("proxy"), Some(3128)));
+        assert_eq!(credentials(&url), Some((String::new(), "token".to_owned())));
+        assert_eq!(parse(":3128").unwrap().host(), Some("127.0.0.1"));
+    }
 
     #[test]
     fn a_socks_proxy_has_a_default_port_and_a_scheme_in_any_case() {

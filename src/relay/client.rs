@@ -11,6 +11,7 @@ pub use supervisor::{ClientState, Refusals, run};
 use std::{
     io,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
@@ -41,6 +42,9 @@ const LONGEST_SHOWN: usize = 1000;
 
 /// Maximum number of frames that wait to be sent.
 const MOST_FRAMES: usize = 1024;
+
+/// Time for the relay to read the goodbye and to close the connection.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Options of a client.
 #[derive(Clone)]
@@ -283,6 +287,8 @@ impl Client {
                 () = self.drain.started() => {
                     // With this frame the relay frees our ports at once. An error does not matter: the relay may be gone.
                     let _ = conversation::send(&mut write, &[Frame::Goodbye { reason: "the client ends".to_owned() }]).await;
+                    // The end of a port-forward takes bytes with it that the relay has not read yet: its own end shows that it has.
+                    let _ = timeout(FAREWELL, async { while reader.next().await.is_ok() {} }).await;
                     return Err(Ended::Drained);
                 }
             }

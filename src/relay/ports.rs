@@ -23,6 +23,8 @@ const TRIES: usize = 256;
 pub enum PortError {
     #[error("the key may not have port {0}")]
     NotAllowed(u16),
+    #[error("port {port} is outside of the relay's public ports, {} to {}", .range.start(), .range.end())]
+    OutsideRange { port: u16, range: RangeInclusive<u16> },
     #[error("port {0} is in use")]
     Taken(u16),
     #[error(transparent)]
@@ -57,8 +59,11 @@ impl Ports {
     ) -> Result<(Arc<TcpListener>, u16), PortError> {
         let wanted = book.port_of(&key.name, resume).unwrap_or(wanted);
         if wanted != 0 {
-            if !key.allows_port(wanted) || (key.ports.is_empty() && !self.range.contains(&wanted)) {
+            if !key.allows_port(wanted) {
                 return Err(PortError::NotAllowed(wanted));
+            }
+            if key.ports.is_empty() && !self.range.contains(&wanted) {
+                return Err(PortError::OutsideRange { port: wanted, range: self.range.clone() });
             }
             book.check(&Public::Port(wanted), &key.name)?;
             // Reuses the old listener: visitors that came meanwhile are in its accept queue.
@@ -129,7 +134,7 @@ mod tests {
         let open: Vec<_> = (0..3).map(|_| ports.open(&any, 0, &none, &mut book).unwrap()).collect();
         assert!(matches!(ports.open(&any, 0, &none, &mut book), Err(PortError::NoneFree(_))));
         assert!(matches!(ports.open(&any, 24_101, &none, &mut book), Err(PortError::Taken(24_101))));
-        assert!(matches!(ports.open(&any, 80, &none, &mut book), Err(PortError::NotAllowed(80))));
+        assert!(matches!(ports.open(&any, 80, &none, &mut book), Err(PortError::OutsideRange { port: 80, .. })));
         assert!(matches!(ports.open(&key(vec![1..=2]), 24_101, &none, &mut book), Err(PortError::NotAllowed(24_101))));
         drop(open);
         // A client is lost: its port is reserved, and others get the rest.

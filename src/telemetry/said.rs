@@ -147,6 +147,14 @@ fn by_name(line: &str) -> String {
             None => continue,
         };
         let length = value.find(ends_value).unwrap_or(value.len());
+        // `failed to get token: authorization code expired` is a sentence.
+        let is_prose = behind.starts_with(": ")
+            && value.starts_with(|char: char| char.is_ascii_alphabetic())
+            && value[length..].trim_start().starts_with(|char: char| char.is_ascii_alphabetic())
+            && value[..length].trim_end_matches(':').chars().all(|char| char.is_ascii_alphabetic() || char == '-');
+        if is_prose {
+            continue;
+        }
         // `Authorization: Bearer abc`: the scheme is not secret.
         let word = &value[..length];
         if word.eq_ignore_ascii_case("bearer") || word.eq_ignore_ascii_case("basic") || length < SHORTEST_SECRET {
@@ -233,6 +241,9 @@ mod tests {
             "open https://a.test/auth?client_id=0oa1&state=0123456789abcdef0123456789abcdef&code_challenge=AbC0123456789-_0123456789xyz0123456",
             "error: token expired, run aws sso login",
             "token: none",
+            "error: get-token: authentication error: timed out",
+            "problem refreshing your current auth tokens: Reauthentication failed. cannot prompt",
+            "failed to get token: authorization code expired",
             "Correlation ID: 0fa4b8c2-1b2c-4d5e-8f90-123456789abc",
             "cannot read /home/ana/.cache/kubelogin/0123456789abcdef0123456789abcdef01234567",
         ] {

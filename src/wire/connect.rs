@@ -75,10 +75,13 @@ pub fn parse(head: &[u8]) -> Result<Connect, Malformed> {
 }
 
 /// Returns the credentials of an Authorization or Proxy-Authorization header. `None`: it does not use the basic scheme.
+///
+/// The user name ends at the last colon, unlike in RFC 7617: names of contexts have colons (`arn:aws:eks:...`), passwords of adit
+/// have none.
 pub fn basic(value: &str) -> Option<Credentials> {
     let (scheme, encoded) = value.split_once(' ')?;
     let decoded = STANDARD.decode(encoded.trim()).ok().filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
-    let colon = decoded.iter().position(|byte| *byte == b':')?;
+    let colon = decoded.iter().rposition(|byte| *byte == b':')?;
     let user = std::str::from_utf8(&decoded[..colon]).ok()?.to_owned();
     Some(Credentials { user, password: decoded[colon + 1..].to_vec() })
 }

@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// Writes the archive, after a list of its content. `quiet`: stdout is for JSON.
+/// Writes the archive, and prints a list of its content. `quiet`: stdout is for JSON.
 ///
 /// # Errors
 /// The archive cannot be written.
@@ -38,15 +38,15 @@ pub async fn write(file: &Path, scope: &Scope, report: &Report, quiet: bool) -> 
     }
     let mut list = format!("{} contains:\n", file.display());
     parts.iter().for_each(|(name, what, bytes)| list += &format!("  {name:<20} {what} ({} bytes)\n", bytes.len()));
-    if quiet {
-        eprint_list(&list);
-    } else {
-        print(&list)?;
-    }
     let failed = |error: io::Error| CliError::new(format!("{} cannot be written", file.display())).cause(Some(error));
     let mut options = File::options();
     let open = options.write(true).create(true).truncate(true).mode(0o600).open(file).map_err(failed)?;
-    archive(open, &parts).map_err(failed)
+    archive(open, &parts).map_err(failed)?;
+    if quiet {
+        eprint_list(&list);
+        return Ok(());
+    }
+    print(&list)
 }
 
 fn eprint_list(list: &str) {

@@ -100,7 +100,12 @@ fn names(scope: &Scope) -> Check {
         |context: &&ContextName| Some(*context) != contexts.current.as_ref() && scope.router.name_of(context).is_none();
     let odd: Vec<&str> = contexts.namespaces.keys().filter(is_odd).map(|context| context.as_str()).collect();
     match odd.first() {
-        None => Check::new(ID, GROUP, Status::Ok, "the name of every context fits into a hostname"),
+        None => Check::new(
+            ID,
+            GROUP,
+            Status::Ok,
+            "the name of every context fits into a hostname, or the context is the current one",
+        ),
         Some(first) => {
             let short = alias::free(first, contexts);
             let command = format!("{} config rename-context {} {short}", scope.kubectl(), quoted(first));

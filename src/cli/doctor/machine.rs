@@ -147,7 +147,7 @@ fn free_port() -> u16 {
 fn open_files() -> Check {
     let limit = getrlimit(Resource::Nofile);
     let says = match limit.maximum {
-        Some(hard) => format!("the limit of open files is {hard}"),
+        Some(hard) => format!("the open-file limit is {hard}"),
         None => "the number of open files is not limited".to_owned(),
     };
     match limit.maximum {

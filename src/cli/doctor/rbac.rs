@@ -294,7 +294,7 @@ mod tests {
         let mut of =
             Of { id, namespaces: BTreeSet::from([shop.clone()]), jumps: BTreeSet::new(), creates: BTreeSet::new() };
         let plain = role(&of, &shop, Vec::new(), Some("ana@example.com"));
-        assert!(plain.contains("- {apiGroups: [\"\"], resources: [pods], verbs: [get, list]}\n"), "{plain}");
+        assert!(plain.contains("- {apiGroups: [\"\"], resources: [pods], verbs: [get, list, watch]}\n"), "{plain}");
         assert!(!plain.contains("exec") && plain.contains("name: \"ana@example.com\""), "{plain}");
         of.jumps.insert(shop.clone());
         of.creates.insert(shop.clone());
@@ -302,7 +302,7 @@ mod tests {
         let beside = vec![Rule::of("", "pods", &["get", "list"]), secret];
         let jump = role(&of, &shop, beside, Some("system:serviceaccount:ci:runner"));
         assert!(jump.contains("resources: [secrets], resourceNames: [\"keys\"], verbs: [get]"), "{jump}");
-        assert!(jump.contains("resources: [pods], verbs: [get, list, create, delete]"), "{jump}");
+        assert!(jump.contains("resources: [pods], verbs: [get, list, watch, create, delete]"), "{jump}");
         assert!(jump.contains("resources: [pods/exec], verbs: [create, get]"), "{jump}");
         assert!(jump.contains("{kind: ServiceAccount, namespace: ci, name: runner}"), "{jump}");
     }

@@ -21,7 +21,7 @@ pub enum Form {
     Powershell,
     /// A .env file: NAME="value"
     Dotenv,
-    /// An object
+    /// A JSON object
     Json,
     /// GITHUB_ENV: NAME=value
     Github,

@@ -42,6 +42,7 @@ impl Child {
     pub async fn start(
         words: &[OsString],
         variables: &BTreeMap<OsString, OsString>,
+        removed: &[&str],
         open_files: Option<u64>,
     ) -> Result<Self, StartError> {
         let (folder, listener) = listen(&places()).map_err(StartError::NoSocket)?;
@@ -52,6 +53,9 @@ impl Child {
             keeper.arg("--open-files").arg(limit.to_string());
         }
         keeper.arg("--").args(words).envs(variables);
+        for name in removed {
+            keeper.env_remove(name);
+        }
         // The keeper ends with the connection, so nobody waits for it.
         drop(keeper.spawn()?);
         let connecting = timeout(START_WITHIN, listener.accept()).await;

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use crate::{
     app::{
         opened::{self, Opened, is_name},
-        reach::{At, Reach},
+        reach::{At, Reach, place_of},
     },
     cli::{
         Globals,
@@ -161,7 +161,8 @@ impl Bound {
                 reach.open(name, &named, At::Bound(listener, address), wait, told).await.map_err(CliError::from)
             }
             (Place::OfRunning(address), Some(running)) => {
-                let at_port = running.port(name, &address.to_string(), wait, progress).await;
+                let at_port =
+                    running.port(name, &address.to_string(), place_of(&named.route.target), wait, progress).await;
                 at_port.map_err(running::unreachable).and_then(|opened| {
                     opened.ok_or_else(|| CliError::new(format!("the running adit has no port for {address}")))
                 })

@@ -11,6 +11,8 @@ pub enum TemplateError {
     Unknown(String),
     #[error("{{{0}.url}} is not known: its port does not say that it is HTTP")]
     NoUrl(String),
+    #[error("several targets are called {0:?}: give each a name with --to NAME=TARGET")]
+    Several(String),
     #[error("a brace is not closed")]
     Open,
 }
@@ -43,7 +45,11 @@ pub fn fill(template: &str, targets: &[Opened]) -> Result<String, TemplateError>
 fn value(placeholder: &str, targets: &[Opened]) -> Result<String, TemplateError> {
     let unknown = || TemplateError::Unknown(placeholder.to_owned());
     let (name, part) = placeholder.split_once('.').map_or((placeholder, None), |(name, part)| (name, Some(part)));
-    let target = targets.iter().find(|target| target.called() == Some(name)).ok_or_else(unknown)?;
+    let mut called = targets.iter().filter(|target| target.called() == Some(name));
+    let target = called.next().ok_or_else(unknown)?;
+    if called.next().is_some() {
+        return Err(TemplateError::Several(name.to_owned()));
+    }
     Ok(match part {
         None | Some("addr") => target.address.to_string(),
         Some("host") => target.address.ip().to_string(),

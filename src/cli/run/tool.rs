@@ -41,9 +41,9 @@ impl Tool {
 
     /// Returns the target for the tool: the only one, else the only one with a port of its protocol, else the only one that
     /// is named after it.
-    pub fn choose(self, targets: &[Opened]) -> Option<&Opened> {
+    pub fn choose<'o>(self, targets: &[&'o Opened]) -> Option<&'o Opened> {
         let only = |is: &dyn Fn(&Opened) -> bool| {
-            let mut found = targets.iter().filter(|target| is(target));
+            let mut found = targets.iter().copied().filter(|target| is(target));
             found.next().filter(|_| found.next().is_none())
         };
         let protocol = Some(self.protocol());
@@ -57,6 +57,14 @@ impl Tool {
                     port.is_some_and(is_called) || target.called().is_some_and(is_called)
                 })
             })
+    }
+
+    /// Returns the variables that the tool prefers to those of [`variables`](Self::variables) (libpq, section 34.15).
+    pub fn preferred(self) -> &'static [&'static str] {
+        match self {
+            Self::Psql => &["PGHOSTADDR", "PGSERVICE"],
+            Self::Mysql | Self::Redis | Self::Mongo => &[],
+        }
     }
 
     /// Returns the variables that make the tool connect to `target`.
@@ -88,14 +96,15 @@ mod tests {
     #[test]
     fn the_target_is_found_where_it_is_clear() {
         let targets = [target("a", 5432, "x"), target("b", 6000, "redis"), target("mysql-main", 6001, "x")];
-        let chosen = |tool: Tool| tool.choose(&targets).and_then(|target| target.called());
+        let all: Vec<&Opened> = targets.iter().collect();
+        let chosen = |tool: Tool| tool.choose(&all).and_then(|target| target.called());
         assert_eq!(chosen(Tool::Psql), Some("a"));
         assert_eq!(chosen(Tool::Redis), Some("b"));
         assert_eq!(chosen(Tool::Mysql), Some("mysql-main"));
         assert_eq!(chosen(Tool::Mongo), None);
-        assert_eq!(Tool::Mongo.choose(&targets[..1]).and_then(Opened::called), Some("a"));
+        assert_eq!(Tool::Mongo.choose(&all[..1]).and_then(Opened::called), Some("a"));
         let two = [target("a", 5432, "x"), target("b", 5432, "x")];
-        assert_eq!(Tool::Psql.choose(&two), None);
+        assert_eq!(Tool::Psql.choose(&two.each_ref()), None);
     }
 
     #[test]

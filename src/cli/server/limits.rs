@@ -13,7 +13,7 @@ pub struct LimitArgs {
     /// Maximum streams per tunnel
     #[arg(long, value_name = "COUNT", default_value_t = Limits::default().streams_per_tunnel)]
     max_streams: usize,
-    /// Maximum visitors per tunnel that wait for the client; others stay in the listen queue
+    /// Maximum visitors per tunnel that wait for the client; more wait in the listen backlog
     #[arg(long, value_name = "COUNT", default_value_t = Limits::default().pending_per_tunnel)]
     max_pending: usize,
     /// Maximum new connections per tunnel and second
@@ -40,10 +40,10 @@ pub struct LimitArgs {
     /// Time without a byte of a request's body
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
     body_timeout: Duration,
-    /// Time without a byte from an HTTP/2 visitor until it gets a PING; it has half as long to answer
+    /// Idle time before adit pings an HTTP/2 visitor, which has half of it to answer
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     http2_ping: Duration,
-    /// Time without a byte until TCP keep-alive sends the first of three probes, which are half as far apart
+    /// Idle time before the first of three TCP keep-alive probes; the others follow at half this interval
     #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = duration)]
     tcp_keepalive: Duration,
     /// Time for streams in progress after SIGTERM

@@ -681,7 +681,7 @@ function services() {
     return list;
   };
   const grid = new Grid({caption: 'Services and routes', key: row => `${row.from} ${row.context} ${row.name} ${row.port}`,
-    empty: 'No Service is as you search.',
+    empty: 'No Service matches the search.',
     open: row => tunnelOf(row) ? go(tunnelAddress(row.tunnel)) : null,
     columns: [
       {name: 'Name', c: 'id', sort: row => row.name, cell: row => hasUrl(row) ? {t: row.name, a: row.url, out: true, prod: isProduction(row.context)} : {t: row.name, prod: isProduction(row.context)}},
@@ -721,7 +721,7 @@ function services() {
         return words.every(word => text.includes(word));
       });
       setText(read, state.servicesAt ? `read at ${clock(state.servicesAt)}` : '');
-      grid.empty = state.servicesAt || state.problems.length ? 'No Service is as you search.' : 'The Services are being read.';
+      grid.empty = state.servicesAt || state.problems.length ? 'No Service matches the search.' : 'Loading Services.';
       setText(total, rows.length === state.services.length ? plural(rows.length, 'port') : `${count.format(rows.length)} of ${plural(state.services.length, 'port')}`);
       grid.set(rows);
     },
@@ -734,13 +734,13 @@ function tunnel() {
   const id = tunnelId();
   const facts = h('dl', {class: 'facts'}), names = h('ul'), tools = h('div', {class: 'tools'}), trouble = h('div');
   const chart = h('div'), rate = new Spark('Requests per second, five minutes', value => value.toFixed(1)), command = h('div', {class: 'row'});
-  const pods = new Grid({caption: 'Pods', key: row => row.pod, empty: 'No pod is reached at the moment.', columns: [
+  const pods = new Grid({caption: 'Pods', key: row => row.pod, empty: 'Not connected to a pod.', columns: [
     {name: 'Pod', c: 'id', cell: row => row.pod}, {name: 'Open', num: true, cell: row => row.open}, {name: 'Requests kept', num: true, cell: row => row.requests},
     {name: 'Errors', num: true, cell: row => ({t: row.errors, c: row.errors ? 'bad' : 'dim'})}]});
-  const log = new Grid({caption: 'Events', key: row => row.key, empty: 'No event is kept.', columns: [
+  const log = new Grid({caption: 'Events', key: row => row.key, empty: 'No events.', columns: [
     {name: 'Time', c: 'nowrap', cell: row => clock(row.time)}, {name: 'Event', c: 'nowrap', cell: row => ({t: row.event, c: ['failed', 'lost'].includes(row.event) ? 'bad' : ''})}, {name: 'What', cell: row => row.text}]});
   put(main, h('h1', {}, id), trouble, facts, tools, h('div', {class: 'cards'},
-    h('section', {}, h('h2', {}, 'Names that lead here'), names, h('h2', {}, 'The same with kubectl'), command, h('h2', {}, 'Pods'), pods.element),
+    h('section', {}, h('h2', {}, 'Names of this target'), names, h('h2', {}, 'The same with kubectl'), command, h('h2', {}, 'Pods'), pods.element),
     h('section', {}, h('h2', {}, 'Time to the first byte'), chart, h('h2', {}, 'Requests per second'), rate.element)),
     h('h2', {}, 'Events'), log.element);
   put(tools, button('Stop', () => stop(id)), button('Reconnect', () => reconnect(id)), h('a', {href: `/requests?q=${encodeURIComponent(`tunnel:${id}`)}`}, 'Its requests'));
@@ -816,7 +816,7 @@ function requests() {
   }, {'aria-pressed': 'false'});
   let since = 0, open = params.get('id');
   const marks = row => [row.replay_of ? `↻ replay of ${row.replay_of}` : '', row.retries ? `⟳ sent ${row.retries + 1} times` : '', row.error ? row.error : ''].filter(Boolean).join(', ');
-  const grid = new Grid({caption: 'Requests and connections', fixed: true, key: row => row.id, empty: 'No request yet, or none as you filter.', open: row => show(row.id),
+  const grid = new Grid({caption: 'Requests and connections', fixed: true, key: row => row.id, empty: 'No requests yet, or none match the filter.', open: row => show(row.id),
     columns: [
       {name: 'Time', c: 'nowrap', sort: row => row.id, cell: row => clock(row.time)},
       {name: 'Method', sort: row => row.method || row.kind, cell: row => row.method && row.kind === 'http' ? row.method : row.kind},
@@ -824,7 +824,7 @@ function requests() {
       {name: 'Path', c: 'path', sort: row => row.path, cell: row => row.path},
       {name: 'Status', c: 'nowrap', sort: row => row.status || 0, cell: row => ({t: row.grpc_status !== null && row.grpc_status !== undefined ? `${row.status} / ${row.grpc_status}` : row.status || (row.took_ms === null ? 'open' : row.error ? 'broken' : ''), c: isError(row) ? 'bad' : statusClass(row.status)})},
       {name: 'Pod', c: 'wide', sort: row => row.pod || '', cell: row => row.pod || ''},
-      {name: 'First ms', num: true, c: 'wide', sort: row => row.first_byte_ms ?? -1, cell: row => ms(row.first_byte_ms)},
+      {name: 'First byte (ms)', num: true, c: 'wide', sort: row => row.first_byte_ms ?? -1, cell: row => ms(row.first_byte_ms)},
       {name: 'Total ms', num: true, sort: row => row.took_ms ?? Infinity, cell: row => row.took_ms === null ? 'open' : ms(row.took_ms)},
       {name: 'Bytes', num: true, c: 'wide', sort: row => row.bytes_down + row.bytes_up, cell: row => bytes(row.bytes_down + row.bytes_up)},
       {name: 'Note', c: 'wide', sort: marks, cell: row => ({t: marks(row), c: row.error ? 'bad' : 'dim'})},
@@ -961,7 +961,7 @@ function log() {
   const LEVELS = ['error', 'warn', 'info', 'debug', 'trace'];
   const level = h('select', {'aria-label': 'Level', onchange: () => { setQuery({level: level.value}); changed(); }}, LEVELS.map(name => h('option', {value: name, selected: (params.get('level') || 'trace') === name}, `${name} and above`)));
   const total = h('span', {class: 'count', role: 'status'}), reload = h('p'), config = h('pre', {tabindex: 0, role: 'region', 'aria-label': 'Configuration'});
-  const grid = new Grid({caption: 'Log', fixed: true, c: 'log', key: row => row.id, empty: 'No line of the log is as you search.', columns: [
+  const grid = new Grid({caption: 'Log', fixed: true, c: 'log', key: row => row.id, empty: 'No log line matches the search.', columns: [
     {name: 'Time', c: 'nowrap', cell: row => clock(row.time)},
     {name: 'Level', cell: row => ({t: row.level, c: row.level === 'error' ? 'bad' : row.level === 'warn' ? 'warn' : 'dim'})},
     {name: 'Text', cell: row => row.text}]});
@@ -971,7 +971,7 @@ function log() {
       const found = await get('config');
       config.told = found.loaded_at;
       config.keys = found.changed || [];
-      setText(config, found.config === null ? 'There is no file: everything is a default.' : JSON.stringify(found.config, null, 2));
+      setText(config, found.config === null ? 'No configuration file: defaults apply.' : JSON.stringify(found.config, null, 2));
       changed();
     } catch (error) { say(error.message); }
   };
@@ -1035,7 +1035,7 @@ function help() {
   const on = h('input', {type: 'checkbox', id: 'keys-on', onchange: () => localStorage.setItem('adit-keys', on.checked ? 'on' : 'off')});
   on.checked = keysAreOn();
   box.append(h('dl', {class: 'facts'}, KEYS.map(([key, what]) => [h('dt', {}, h('kbd', {}, key)), h('dd', {}, what)]).flat()),
-    h('p', {}, on, ' ', h('label', {for: 'keys-on'}, 'Single keys do something')), h('div', {class: 'tools'}, button('Close', () => box.close())));
+    h('p', {}, on, ' ', h('label', {for: 'keys-on'}, 'Enable keyboard shortcuts')), h('div', {class: 'tools'}, button('Close', () => box.close())));
   box.addEventListener('close', () => box.remove());
   document.body.append(box);
   box.showModal();
@@ -1100,7 +1100,7 @@ function relay() {
     {name: 'Up', num: true, c: 'wide', sort: row => row.bytes_up, cell: row => bytes(row.bytes_up)}, {name: 'Down', num: true, c: 'wide', sort: row => row.bytes_down, cell: row => bytes(row.bytes_down)},
     {name: 'Per second', num: true, sort: row => row.rate, cell: row => bytes(Math.round(row.rate))}];
   const grid = new Grid({caption: 'Tunnels', columns, key: row => row.public, empty: 'No client has a tunnel.'});
-  const refused = new Grid({caption: 'Refused', key: row => row.key, empty: 'Nobody was refused.', columns: [
+  const refused = new Grid({caption: 'Refused', key: row => row.key, empty: 'No connections were refused.', columns: [
     {name: 'Time', c: 'nowrap', cell: row => clock(row.time)}, {name: 'Client', cell: row => row.client}, {name: 'What', cell: row => row.what}, {name: 'Why', cell: row => row.reason}]});
   put(main, h('h1', {}, 'Relay'), h('h2', {}, 'Tunnels'), grid.element, h('h2', {}, 'Refused'), refused.element);
   let isLoading = false;

@@ -82,15 +82,17 @@ impl Sites for ArcSwap<Router> {
     fn route(&self, host: &str, request: &Request<Body>, door: &Door) -> Result<Route, Page> {
         let router = self.load();
         let is_own = table::is_own_name(host);
-        let route = router.http(host).or_else(|error| match to_proxy(request, &router, door) {
-            Some(asked) if !table::is_here(host) => {
-                let route = router.forward(asked.context.as_ref(), &asked.host, asked.port)?;
-                // A client of the forward proxy can reach the names in redirects itself.
-                let options = HttpOptions { rewrite_location: Some(false), ..(*route.options).clone() };
-                Ok(Route { options: Arc::new(options), ..route })
-            }
-            _ => Err(error),
-        });
+        let forward = |asked: Asked| {
+            let route = router.forward(asked.context.as_ref(), &asked.host, asked.port)?;
+            // A client of the forward proxy can reach the names in redirects itself.
+            let options = HttpOptions { rewrite_location: Some(false), ..(*route.options).clone() };
+            Ok(Route { options: Arc::new(options), ..route })
+        };
+        let route = match to_proxy(request, &router, door).filter(|_| !table::is_here(host)) {
+            // The context that a client names is the one of every name, as by SOCKS and CONNECT.
+            Some(asked) if asked.context.is_some() => forward(asked),
+            asked => router.http(host).or_else(|error| asked.map_or(Err(error), forward)),
+        };
         route.map_err(|error| match error {
             RouteError::Unknown { .. } if is_own => pages::index(router.config.dashboard),
             error => pages::of_route(&error, router.config.dashboard),

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     k8s::dial::Dialer,
     tls::{Pinned, bundle::Bundle, identity, system},
+    wire::http1::MOST_HEADERS,
 };
 
 type Connector = Noting<HttpsConnector<Dialer>>;
@@ -163,6 +164,7 @@ fn client(connector: &Connector, idle: Duration) -> HttpClient {
         .pool_idle_timeout(idle)
         .http2_keep_alive_interval(Duration::from_secs(10))
         .http2_keep_alive_timeout(Duration::from_secs(5))
+        .http1_max_headers(MOST_HEADERS)
         .build(OneAtATime::new(connector.clone()))
 }
 

@@ -77,10 +77,10 @@ impl Lookup<'_> {
     }
 
     pub(super) fn no_such_pod(&self, what: &str, of_service: &str, name: &str) -> ClusterError {
-        ClusterError::NotReady {
-            what: of_service.to_owned(),
+        ClusterError::NoPod {
+            pod: what.to_owned(),
+            service: of_service.to_owned(),
             context: self.cluster.context.clone(),
-            cause: format!("there is no {what} now"),
             hint: format!("{} -n {} get pod {name}", self.cluster.kubectl(), self.namespace),
         }
     }

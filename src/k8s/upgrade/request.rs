@@ -22,7 +22,7 @@ use crate::{
         websocket::random_bytes,
     },
     printable::printable,
-    wire::websocket::accept_key,
+    wire::{http1::MOST_HEADERS, websocket::accept_key},
 };
 
 /// Maximum length of a refusal's body to read for its message, and the timeout for each piece of it.
@@ -117,7 +117,8 @@ impl Asked {
     /// Fails if the connection ends before an answer, or if the answer is not HTTP.
     pub async fn send(self, io: BoxedIo) -> hyper::Result<Answer> {
         let mut builder = http1::Builder::new();
-        let (mut sender, connection) = builder.title_case_headers(true).handshake(TokioIo::new(io)).await?;
+        let builder = builder.title_case_headers(true).max_headers(MOST_HEADERS);
+        let (mut sender, connection) = builder.handshake(TokioIo::new(io)).await?;
         // The connection must be polled for bytes to arrive, and may end before its answer is processed.
         let connection = connection.with_upgrades().fuse();
         tokio::pin!(connection);
@@ -222,7 +223,6 @@ impl Refusal {
         let is_of_kubernetes = match self.status {
             // For an exec in a pod with several containers.
             400 => self.is_status && self.message.contains("a container name must be specified"),
-            403 => is_of_server,
             404 => self.is_of_kubernetes(),
             // A Retry-After is a deliberate answer to this request.
             401 | 429 => is_of_server || self.retry_after.is_some(),

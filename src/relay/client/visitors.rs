@@ -112,7 +112,7 @@ impl Client {
                 Ok(Visit { peer, local_end: local_end.to_string(), local })
             }
             Err(error) => {
-                warn!(%peer, %error, "no local service: visitor refused");
+                warn!(peer = known(&peer), %error, "no local service: visitor refused");
                 Err(error.into())
             }
         }
@@ -152,14 +152,18 @@ impl Client {
     }
 }
 
+/// Returns the address of a visitor. `None`: the stream is for requests of several visitors.
+fn known(peer: &str) -> Option<&str> {
+    Some(peer).filter(|peer| *peer != MANY.to_string())
+}
+
 /// Carries a visitor's bytes. Returns the connection if it can be reused.
 async fn carry(connection: Connection, visit: Visit) -> Option<Connection> {
     let Visit { peer, local_end, mut local } = visit;
     let mut stream = Carrier::new(connection);
     let end = splice(&mut stream, &mut local).await;
     let broken: Option<&(Side, io::Error)> = end.broken.as_ref();
-    // A stream for requests of several visitors has no peer.
-    let peer = Some(peer).filter(|peer| *peer != MANY.to_string());
+    let peer = known(&peer);
     info!(target: "adit::access", peer, local = local_end, up = end.up, down = end.down, ?broken, "relayed connection");
     stream.into_inner()
 }
