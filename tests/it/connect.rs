@@ -244,6 +244,19 @@ async fn a_closed_context_and_a_proxy_that_is_off_are_closed_to_every_way() {
 }
 
 #[tokio::test]
+async fn the_context_that_a_client_names_holds_for_every_name_in_absolute_form() {
+    let app = TestApp::start("").await;
+    for host in ["web.shop.svc.cluster.local", "web.shop.localhost"] {
+        for (context, wanted) in [("demo", 200), ("demo-nobody", 502), ("no-such-context", 404)] {
+            let head = format!("GET http://{host}/whoami HTTP/1.1\r\nHost: {host}\r\n{}", user(context));
+            let (status, said) = app.request(&format!("{head}Connection: close\r\n\r\n")).await;
+            assert_eq!(status, wanted, "{host} {context}: {said}");
+        }
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
 async fn requests_in_absolute_form_lead_to_names_of_the_cluster() {
     let app = TestApp::start("").await;
     let send = async |url: &str, headers: &str| {
