@@ -249,7 +249,7 @@ async fn what_would_not_help_is_not_tried_again() {
     let unknown = ended(client::Options { key: "nobody".into(), ..relay.client(1, 0) }).await;
     assert_eq!(unknown, wrong, "nobody learns which keys there are");
     let port = ended(relay.client(1, 80)).await;
-    assert!(port.contains("the key may not have port 80"), "{port}");
+    assert!(port.contains("port 80 is outside of the relay's public ports"), "{port}");
     let (mut rx, _running) = start(relay.client(1, 0), &drain);
     opened(&mut rx).await;
     let full = ended(relay.client(1, 0)).await;
