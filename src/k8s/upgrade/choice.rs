@@ -3,7 +3,7 @@
 //! | result of an attempt | meaning | next step |
 //! |---|---|---|
 //! | 101 to the requested transport | it works | use it, and remember it |
-//! | an admission policy denies it; 400 without a container; 401, 404, 429, 5xx but 501 from Kubernetes; 429, 5xx with Retry-After | error of the user, the load or the pod: every transport would get it | report the error |
+//! | an admission policy denies it; 400 without a container; 401, 403, 404, 429, 5xx from Kubernetes; 429, 5xx with Retry-After | error of the user, the load or the pod: every transport would get it | report the error |
 //! | 403 with the name of a user | a missing permission | try a transport that needs another one |
 //! | any other status; 101 to another protocol; FIN or RST; no HTTP | a gateway does not pass this transport | try the next one |
 //! | no answer within [`patience`] | a gateway swallows this transport, or all is slow | try the next one in parallel: first answer wins |
@@ -102,9 +102,7 @@ pub fn patience(is_remembered: bool, attempts: usize) -> Duration {
 pub fn verdict(status: u16, is_of_kubernetes: bool, is_denial: bool) -> Verdict {
     match status {
         403 if is_denial => Verdict::Denied,
-        // A gateway may answer so to one transport alone, as "streaming by SPDY is disabled".
-        403 | 501 => Verdict::Refused,
-        400 | 401 | 404 | 429 | 500..=599 if is_of_kubernetes => Verdict::Final,
+        400 | 401 | 403 | 404 | 429 | 500..=599 if is_of_kubernetes => Verdict::Final,
         _ => Verdict::Refused,
     }
 }
@@ -179,14 +177,13 @@ pub mod tests {
 
     #[test]
     fn load_and_restarts_are_nothing_that_another_transport_mends() {
-        for status in [429, 500, 502, 503, 504, 401] {
+        for status in [429, 500, 501, 502, 503, 504, 401] {
             assert_eq!(verdict(status, true, false), Verdict::Final, "{status}");
             assert_eq!(verdict(status, false, false), Verdict::Refused, "{status} of a gateway");
         }
         assert_eq!((verdict(404, true, false), verdict(404, false, false)), (Verdict::Final, Verdict::Refused));
-        assert_eq!((verdict(403, true, true), verdict(403, true, false)), (Verdict::Denied, Verdict::Refused));
-        // A gateway answered SPDY with these in a Status, and passed WebSockets.
-        assert_eq!((verdict(403, false, false), verdict(501, true, false)), (Verdict::Refused, Verdict::Refused));
+        assert_eq!((verdict(403, true, true), verdict(403, true, false)), (Verdict::Denied, Verdict::Final));
+        assert_eq!(verdict(403, false, false), Verdict::Refused);
         for status in [101, 200, 204, 301, 307, 400, 405, 407, 426] {
             assert_eq!(verdict(status, false, false), Verdict::Refused, "{status}");
         }

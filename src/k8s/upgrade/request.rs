@@ -223,6 +223,7 @@ impl Refusal {
         let is_of_kubernetes = match self.status {
             // For an exec in a pod with several containers.
             400 => self.is_status && self.message.contains("a container name must be specified"),
+            403 => is_of_server,
             404 => self.is_of_kubernetes(),
             // A Retry-After is a deliberate answer to this request.
             401 | 429 => is_of_server || self.retry_after.is_some(),
