@@ -106,7 +106,7 @@ impl Metrics {
         }
         let unknown = self.unknown_connections.load(Ordering::Relaxed);
         to.sample("adit_connections_total", &[("kind", "unknown")], unknown);
-        to.family("adit_connections_open", "gauge", "Connections of clients that are open, by what they speak.");
+        to.family("adit_connections_open", "gauge", "Open client connections, by protocol.");
         for (kind, counted) in connections {
             to.sample("adit_connections_open", &[("kind", kind)], counted.open.load(Ordering::Relaxed));
         }

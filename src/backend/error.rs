@@ -172,6 +172,16 @@ impl CloseReason {
     }
 }
 
+impl From<StreamFault> for CloseReason {
+    fn from(fault: StreamFault) -> Self {
+        match fault {
+            StreamFault::PodGone { detail } => Self::PodGone { detail },
+            StreamFault::Lost { detail } => Self::Lost { detail },
+            other => Self::Lost { detail: other.to_string() },
+        }
+    }
+}
+
 impl From<CloseReason> for StreamFault {
     fn from(reason: CloseReason) -> Self {
         match reason {

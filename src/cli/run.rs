@@ -9,7 +9,7 @@ mod template;
 mod tool;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env,
     ffi::{OsStr, OsString},
     os::unix::ffi::OsStringExt,
@@ -25,7 +25,7 @@ use self::{
     program::NOT_FOUND,
     signals::{PASSED_ON, Signals, code_of},
     targets::Asked,
-    tool::Tool,
+    tool::{PREFERRED_TO_PGHOST, Tool},
 };
 use super::{
     Globals,
@@ -182,7 +182,7 @@ async fn start(globals: &Globals, args: Args) -> Result<ExitCode, CliError> {
     }
     let mut given: BTreeMap<OsString, OsString> = BTreeMap::new();
     keep(&args, &mut variables);
-    let removed: Vec<&str> = if args.keep_env { Vec::new() } else { preferred(&variables).collect() };
+    let removed: Vec<&str> = if args.keep_env { Vec::new() } else { preferred(&variables) };
     given.extend(variables.into_iter().map(|(name, value)| (name.into(), value.into())));
     let values = secrets.iter().map(|secret| OsString::from(&secret.variable)).zip(values);
     let is_kept = |name: &OsStr| args.keep_env && env::var_os(name).is_some();
@@ -244,17 +244,17 @@ fn variables(
 ) -> Result<BTreeMap<String, String>, CliError> {
     let mut variables = opened::variables(opened);
     let all: Vec<&Opened> = opened.iter().collect();
-    let mut called: Vec<&str> = opened.iter().filter_map(Opened::called).collect();
-    called.dedup();
+    let called: BTreeSet<&str> = opened.iter().filter_map(Opened::called).collect();
+    let names = called.iter().copied().collect::<Vec<_>>().join(", ");
     if let Some(tool) = args.command.first().map(std::path::Path::new).and_then(Tool::of_program) {
         match tool.choose(&all) {
             Some(target) => variables.extend(own_variables(tool, target)),
-            // Without them, the program would connect to what its own defaults name.
-            None if all.len() > 1 && args.tool.is_empty() && !args.quiet => {
+            // The program connects to what its own defaults name, unless the user has named a host.
+            None if all.len() > 1 && args.tool.is_empty() && !args.quiet && !is_host_set(tool, templates) => {
                 let tool = format!("{tool:?}").to_lowercase();
                 warning(
                     &format!("{:?} gets no target: it is not clear which one is meant", args.command[0]),
-                    &format!("write --for {tool}=NAME; the names are {}", called.join(", ")),
+                    &format!("write --for {tool}=NAME; the names are {names}"),
                 );
             }
             None => {}
@@ -272,15 +272,15 @@ fn variables(
         let option = format!("{tool:?}").to_lowercase();
         let target = target.ok_or_else(|| {
             let message = match name {
-                Some(name) if called.contains(&name.as_str()) => {
+                Some(name) if called.contains(name.as_str()) => {
                     format!("--for {option}={name}: several targets are called {name:?}")
                 }
                 Some(name) => format!("--for {option}={name}: there is no target {name:?}"),
                 None => format!("--for {option}: it is not clear which target is meant"),
             };
-            let hint = match called.as_slice() {
-                [] => format!("name it with --to: --to {option}=SERVICE.NAMESPACE"),
-                names => format!("write --for {option}=NAME; the names are {}", names.join(", ")),
+            let hint = match names.as_str() {
+                "" => format!("name it with --to: --to {option}=SERVICE.NAMESPACE"),
+                names => format!("write --for {option}=NAME; the names are {names}"),
             };
             CliError::usage(message).hint(Some(hint))
         })?;
@@ -294,11 +294,18 @@ fn own_variables(tool: Tool, target: &Opened) -> impl Iterator<Item = (String, S
     tool.variables(target).into_iter().map(|(name, value)| (name.to_owned(), value))
 }
 
-/// Returns the variables of the user's shell that a tool would prefer to those that adit sets for it.
-fn preferred(variables: &BTreeMap<String, String>) -> impl Iterator<Item = &'static str> {
-    let is_set = variables.contains_key("PGHOST");
-    let preferred = Tool::Psql.preferred().iter().copied().filter(move |_| is_set);
-    preferred.filter(|name| !variables.contains_key(*name) && env::var_os(name).is_some())
+/// Returns whether the user has set the host that a tool connects to, in the shell or with --env.
+fn is_host_set(tool: Tool, templates: &[(String, String)]) -> bool {
+    let is_set = |host: &str| env::var_os(host).is_some() || templates.iter().any(|(name, _)| name == host);
+    tool.host_variables().iter().any(|host| is_set(host))
+}
+
+/// Returns the variables of the shell that libpq would prefer to the PGHOST that adit sets.
+fn preferred(variables: &BTreeMap<String, String>) -> Vec<&'static str> {
+    match variables.contains_key("PGHOST") {
+        true => PREFERRED_TO_PGHOST.into_iter().filter(|name| !variables.contains_key(*name)).collect(),
+        false => Vec::new(),
+    }
 }
 
 /// Adds the variables of --env.

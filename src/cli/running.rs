@@ -124,9 +124,8 @@ impl Running {
         self.open(target, OpenKind::Check, Some(wait), progress).await.map(drop)
     }
 
-    /// Opens a target at a local port until that adit ends. `name`: the user's name for it. `place`: see
-    /// [`OpenedService::place`]. `wait`: `None` returns the port even
-    /// if the target cannot be reached yet.
+    /// Opens a target at a local port until that adit ends. `name`: the user's name for it. `place`: that of
+    /// [`OpenedService::place`]. `wait`: `None` returns the port even if the target cannot be reached yet.
     ///
     /// # Errors
     /// The target cannot be reached within `wait`.

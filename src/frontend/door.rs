@@ -25,10 +25,15 @@ pub enum Door {
 #[derive(Clone)]
 pub struct Password(Arc<[u8; 32]>);
 
-/// Error: the client has not given the password.
+/// Reasons not to serve a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this port needs the password of its URL")]
-pub struct NoPassword;
+pub enum NotAdmitted {
+    #[error("this port needs the password of its URL")]
+    NoPassword,
+    /// It would forge lines of a log.
+    #[error("the user name has control characters: it has to be a context")]
+    UserName,
+}
 
 impl Password {
     pub fn new(password: &str) -> Self {
@@ -59,10 +64,10 @@ impl Door {
     /// Returns the context that a client names. `None`: the current one.
     ///
     /// # Errors
-    /// The listener needs a password, and the client has not given it; or its user name would forge lines of a log.
-    pub fn context(&self, credentials: Option<&Credentials>) -> Result<Option<ContextName>, NoPassword> {
-        if credentials.is_some_and(|credentials| credentials.user.contains(char::is_control)) {
-            return Err(NoPassword);
+    /// The listener is a forward proxy that does not serve this client.
+    pub fn context(&self, credentials: Option<&Credentials>) -> Result<Option<ContextName>, NotAdmitted> {
+        if !self.is_closed() && credentials.is_some_and(|credentials| credentials.user.contains(char::is_control)) {
+            return Err(NotAdmitted::UserName);
         }
         // An empty user name does not parse: it means the current context.
         let user = |credentials: &Credentials| credentials.user.parse().ok();
@@ -71,7 +76,7 @@ impl Door {
             (Self::Private(password), Some(given)) if password.is(&given.password) => {
                 Ok(user(given).filter(|user: &ContextName| user.as_str() != CURRENT))
             }
-            (Self::Private(_), _) => Err(NoPassword),
+            (Self::Private(_), _) => Err(NotAdmitted::NoPassword),
         }
     }
 }
@@ -89,9 +94,9 @@ mod tests {
         assert_eq!(open.context(Some(&of("", ""))), Ok(None));
         assert_eq!(private.context(Some(&of("prod", "secret"))), Ok(Some("prod".parse().unwrap())));
         assert_eq!(private.context(Some(&of(CURRENT, "secret"))), Ok(None));
-        assert_eq!(open.context(Some(&of("x\n2026-12-01 WARN forged", ""))), Err(NoPassword));
+        assert_eq!(open.context(Some(&of("x\n2026-12-01 WARN forged", ""))), Err(NotAdmitted::UserName));
         for wrong in [None, Some(of("prod", "")), Some(of("prod", "secret2")), Some(of("secret", "Secret"))] {
-            assert_eq!(private.context(wrong.as_ref()), Err(NoPassword), "{wrong:?}");
+            assert_eq!(private.context(wrong.as_ref()), Err(NotAdmitted::NoPassword), "{wrong:?}");
         }
         assert!(!format!("{private:?}").contains("secret"));
     }

@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Connection,
-    door::{Door, NoPassword},
+    door::{Door, NotAdmitted},
     forward::{Asked, Forward, ForwardError},
 };
 use crate::{
@@ -39,7 +39,7 @@ enum HandshakeError {
     #[error("it offers no way to sign in that this port has")]
     NoMethod,
     #[error(transparent)]
-    NoPassword(#[from] NoPassword),
+    NotAdmitted(#[from] NotAdmitted),
     #[error("it ended in the middle of its request")]
     Ended,
     #[error(transparent)]

@@ -113,7 +113,7 @@ async fn make(cluster: &Cluster, namespace: &Namespace, name: &str, pod: &Dynami
     let answer = async {
         match api.create(&PostParams::default(), pod).await {
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-            made => made.map(|_| info!(pod = name, %namespace, "created a jump pod")),
+            made => made.map(|_| info!(pod = name, %namespace, "created a pod")),
         }
     };
     let what = format!("pod {namespace}/{name}");
@@ -135,9 +135,8 @@ async fn delete(cluster: &Cluster, namespace: &Namespace, name: &str, pod: &Pod)
     let answer = async {
         match api.delete(name, &this_one).await {
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-            deleted => {
-                deleted.map(|_| info!(pod = name, %namespace, "deleted a jump pod that had ended or could not start"))
-            }
+            deleted => deleted
+                .map(|_| info!(pod = name, %namespace, "deleted a pod of adit that had ended or could not start")),
         }
     };
     match cluster.ask(&format!("deleting pod {namespace}/{name}"), namespace, answer).await {

@@ -5,7 +5,10 @@
 
 use std::net::IpAddr;
 
-use http::{Uri, uri::Scheme};
+use http::{
+    Uri,
+    uri::{Authority, Scheme},
+};
 use ipnet::IpNet;
 use tracing::warn;
 
@@ -151,7 +154,7 @@ pub fn credentials(url: &Uri) -> Option<(String, String)> {
 /// Parses the URL of a proxy. Without a scheme it is an `http` proxy, without a host it is on this machine.
 ///
 /// # Errors
-/// Fails if the text is not a URL or has no host.
+/// Fails if the text is not a URL, has no host, or has no valid port.
 pub fn parse(text: &str) -> Result<Uri, String> {
     let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
     // `:3128`, but not `:password@proxy`.
@@ -159,18 +162,17 @@ pub fn parse(text: &str) -> Result<Uri, String> {
     let here = if authority.starts_with(':') && !authority.contains('@') { "127.0.0.1" } else { "" };
     let whole = format!("{scheme}://{here}{rest}");
     match whole.parse::<Uri>() {
-        Ok(uri) if has_port_outside_of_range(&uri) => Err("its port is no number up to 65535".to_owned()),
+        Ok(uri) if !uri.authority().is_some_and(has_valid_port) => Err("its port is no number up to 65535".to_owned()),
         Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) => Ok(normal(uri)),
         _ => Err("it is not the URL of a proxy, e.g. http://proxy.example.com:3128".to_owned()),
     }
 }
 
-/// `http::Uri` takes any digits, and has no port then.
-fn has_port_outside_of_range(url: &Uri) -> bool {
-    let place = url.authority().map(|authority| authority.as_str()).unwrap_or_default();
-    let place = place.rsplit_once('@').map_or(place, |(_, place)| place);
-    let port = place.rsplit_once(']').map_or(place, |(_, port)| port).rsplit_once(':').map(|(_, port)| port);
-    port.is_some_and(|port| !port.is_empty() && url.port_u16().is_none())
+/// Returns whether a port, if there is one, is a number up to 65535. Without that, `http::Uri` has no port.
+pub fn has_valid_port(authority: &Authority) -> bool {
+    let place = authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, place)| place);
+    let port = place.rsplit_once(']').map_or(place, |(_, port)| port).split_once(':').map(|(_, port)| port);
+    port.is_none_or(|port| port.is_empty() || (!port.starts_with('+') && authority.port_u16().is_some()))
 }
 
 /// Returns a URL with its scheme in lower case, and a default port for a SOCKS proxy.

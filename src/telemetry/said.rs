@@ -147,12 +147,7 @@ fn by_name(line: &str) -> String {
             None => continue,
         };
         let length = value.find(ends_value).unwrap_or(value.len());
-        // `failed to get token: authorization code expired` is a sentence.
-        let is_prose = behind.starts_with(": ")
-            && value.starts_with(|char: char| char.is_ascii_alphabetic())
-            && value[length..].trim_start().starts_with(|char: char| char.is_ascii_alphabetic())
-            && value[..length].trim_end_matches(':').chars().all(|char| char.is_ascii_alphabetic() || char == '-');
-        if is_prose {
+        if is_sentence(name, behind, value, length) {
             continue;
         }
         // `Authorization: Bearer abc`: the scheme is not secret.
@@ -166,6 +161,16 @@ fn by_name(line: &str) -> String {
     }
     shown.push_str(rest);
     shown
+}
+
+/// Returns whether a message follows the name, and no value: `failed to get token: authorization code expired`. Only for tokens,
+/// which are no words; a password may be one.
+fn is_sentence(name: &str, behind: &str, value: &str, length: usize) -> bool {
+    let (word, rest) = value.split_at(length);
+    name.to_ascii_lowercase().contains("token")
+        && behind.starts_with(": ")
+        && word.trim_end_matches(':').chars().all(|char| char.is_ascii_alphabetic())
+        && rest.trim_start().starts_with(|char: char| char.is_ascii_alphabetic())
 }
 
 /// Hides words that look like a token or a key.
@@ -261,6 +266,8 @@ mod tests {
             ("header Bearer abcdef123!", "header Bearer ***"),
             ("+ login --client-secret s3cr3tvalue --x", "+ login --client-secret *** --x"),
             ("DB_PASSWORD=hunter22 next", "DB_PASSWORD=*** next"),
+            ("password: summertime next", "password: *** next"),
+            ("token: abcdef123 next", "token: *** next"),
             ("got eyJhbGciOi.J9eyJz.dWIi", "got ***"),
             ("k8s-aws-v1.aHR0cHM6Ly9", "***"),
             ("https://a.test/cb?access_token=abcdef123&x=1", "https://a.test/cb?access_token=***&x=1"),

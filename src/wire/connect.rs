@@ -127,6 +127,8 @@ mod tests {
         assert_eq!(parsed("CONNECT [fd00::1]:80 HTTP/1.1\r\n\r\n"), of("fd00::1", 80, None));
         assert_eq!(parsed("CONNECT 10.0.0.5:80 HTTP/1.0\r\nContent-Length: 0\r\n\r\n"), of("10.0.0.5", 80, None));
         assert_eq!(basic("basic cHJvZDpzZWNyZXQ="), prod(b"secret"));
+        let of_eks = basic(&format!("Basic {}", STANDARD.encode("arn:aws:eks:eu:1:cluster/a:"))).unwrap();
+        assert_eq!((of_eks.user.as_str(), &of_eks.password[..]), ("arn:aws:eks:eu:1:cluster/a", &b""[..]));
         assert_eq!(basic("Basic OnA=").map(|found| (found.user, found.password)), Some((String::new(), b"p".to_vec())));
         for other in ["Bearer cHJvZDo=", "Basic", "Basic %", "Basic cHJvZA==", "Basic /zo=", ""] {
             assert_eq!(basic(other), None, "{other}");

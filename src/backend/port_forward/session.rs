@@ -159,8 +159,8 @@ impl TargetSession {
             }
         }
         // No pod is left to try: the next session resolves the target again.
-        let fault = last.unwrap_or_else(|| StreamFault::PodGone { detail: "no pod is ready".to_owned() });
-        Err(ConnectError::Over(self.shared.close(&fault)))
+        let reason = last.map_or_else(none_ready, CloseReason::from);
+        Err(ConnectError::Over(self.shared.close(reason)))
     }
 }
 
@@ -195,7 +195,7 @@ impl Shared {
         let is_empty = pools.is_empty();
         drop(pools);
         if is_empty {
-            self.close(&StreamFault::PodGone { detail: "no pod is ready".to_owned() });
+            self.close(none_ready());
         }
     }
 
@@ -248,20 +248,12 @@ impl Shared {
     async fn end_with(self: Arc<Self>, service: KnownService) {
         let name = format!("{}/{}", service.namespace, service.name);
         if self.cluster.replaced().run_until_cancelled(changed(&self.cluster, service)).await.is_some() {
-            self.close_for(CloseReason::ServiceChanged { service: name });
+            self.close(CloseReason::ServiceChanged { service: name });
         }
     }
 
-    fn close(&self, fault: &StreamFault) -> CloseReason {
-        self.close_for(match fault {
-            StreamFault::PodGone { detail } => CloseReason::PodGone { detail: detail.clone() },
-            StreamFault::Lost { detail } => CloseReason::Lost { detail: detail.clone() },
-            other => CloseReason::Lost { detail: other.to_string() },
-        })
-    }
-
     /// Closes the session, and returns the reason. Only the first reason counts.
-    fn close_for(&self, reason: CloseReason) -> CloseReason {
+    fn close(&self, reason: CloseReason) -> CloseReason {
         self.closed.send_if_modified(|closed| {
             closed.is_none() && {
                 *closed = Some(reason.clone());
@@ -270,6 +262,10 @@ impl Shared {
         });
         self.closed.borrow().clone().unwrap_or(reason)
     }
+}
+
+fn none_ready() -> CloseReason {
+    CloseReason::PodGone { detail: "no pod is ready".to_owned() }
 }
 
 impl Session for TargetSession {

@@ -104,7 +104,7 @@ fn names(scope: &Scope) -> Check {
             ID,
             GROUP,
             Status::Ok,
-            "the name of every context fits into a hostname, or the context is the current one",
+            "hostnames can name every context but the current one, which needs no name",
         ),
         Some(first) => {
             let short = alias::free(first, contexts);

@@ -4,6 +4,9 @@ use clap::ValueEnum;
 
 use crate::{app::opened::Opened, routing::PortProtocol};
 
+/// Variables that libpq prefers to PGHOST (PostgreSQL, "libpq: Environment Variables").
+pub const PREFERRED_TO_PGHOST: [&str; 2] = ["PGHOSTADDR", "PGSERVICE"];
+
 /// A client that knows variables of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Tool {
@@ -59,11 +62,13 @@ impl Tool {
             })
     }
 
-    /// Returns the variables that the tool prefers to those of [`variables`](Self::variables) (libpq, section 34.15).
-    pub fn preferred(self) -> &'static [&'static str] {
+    /// Returns the variables by which a user names the host to connect to.
+    pub fn host_variables(self) -> &'static [&'static str] {
         match self {
-            Self::Psql => &["PGHOSTADDR", "PGSERVICE"],
-            Self::Mysql | Self::Redis | Self::Mongo => &[],
+            Self::Psql => &["PGHOST", "PGHOSTADDR", "PGSERVICE"],
+            Self::Mysql => &["MYSQL_HOST"],
+            Self::Redis => &["REDIS_URL"],
+            Self::Mongo => &["MONGODB_URI"],
         }
     }
 

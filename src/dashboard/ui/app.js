@@ -825,7 +825,7 @@ function requests() {
       {name: 'Status', c: 'nowrap', sort: row => row.status || 0, cell: row => ({t: row.grpc_status !== null && row.grpc_status !== undefined ? `${row.status} / ${row.grpc_status}` : row.status || (row.took_ms === null ? 'open' : row.error ? 'broken' : ''), c: isError(row) ? 'bad' : statusClass(row.status)})},
       {name: 'Pod', c: 'wide', sort: row => row.pod || '', cell: row => row.pod || ''},
       {name: 'First byte (ms)', num: true, c: 'wide', sort: row => row.first_byte_ms ?? -1, cell: row => ms(row.first_byte_ms)},
-      {name: 'Total ms', num: true, sort: row => row.took_ms ?? Infinity, cell: row => row.took_ms === null ? 'open' : ms(row.took_ms)},
+      {name: 'Total (ms)', num: true, sort: row => row.took_ms ?? Infinity, cell: row => row.took_ms === null ? 'open' : ms(row.took_ms)},
       {name: 'Bytes', num: true, c: 'wide', sort: row => row.bytes_down + row.bytes_up, cell: row => bytes(row.bytes_down + row.bytes_up)},
       {name: 'Note', c: 'wide', sort: marks, cell: row => ({t: marks(row), c: row.error ? 'bad' : 'dim'})},
     ]});

@@ -208,6 +208,5 @@ impl Exchange {
 /// Returns the page if the listener needs a password and the request does not give it.
 fn locked(arrival: &Arrival, request: &Request<Body>) -> Option<Page> {
     let door = &arrival.connection.door;
-    let admitted = door.is_private().then(|| door.context(sites::credentials(request).as_ref()))?;
-    admitted.err().map(pages::locked)
+    door.context(sites::credentials(request).as_ref()).err().map(pages::not_admitted)
 }

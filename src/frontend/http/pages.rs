@@ -14,7 +14,7 @@ use crate::{
         shell::{adit, quoted},
     },
     error_code::ErrorCode,
-    frontend::{door::NoPassword, protocol},
+    frontend::{door::NotAdmitted, protocol},
     guard::{normaliser::Refused, origin::Foreign},
     routing::{PodTarget, Route, RouteError, hostname::DynamicName},
     tunnel::{ClusterError, Lease, OpenError, SignInReport},
@@ -49,9 +49,9 @@ pub fn index(has_dashboard: bool) -> Page {
     page
 }
 
-/// Returns the page for a client without the password of a private port.
-pub fn locked(locked: NoPassword) -> Page {
-    Page::new(StatusCode::PROXY_AUTHENTICATION_REQUIRED, ErrorCode::ProxyPassword, locked.to_string())
+/// Returns the page for a client whom the forward proxy does not serve.
+pub fn not_admitted(reason: NotAdmitted) -> Page {
+    Page::new(StatusCode::PROXY_AUTHENTICATION_REQUIRED, ErrorCode::ProxyPassword, reason.to_string())
 }
 
 /// Returns the page for a host of another network that was not reached. `host`: with its port.

@@ -72,7 +72,7 @@ impl ConnectFrontend {
         let asked = match connect::parse(&head) {
             Ok(connect::Connect { host, port, credentials }) => match connection.door.context(credentials.as_ref()) {
                 Ok(context) => Asked { context, host, port },
-                Err(locked) => return refuse(&mut stream, pages::locked(locked), listener).await,
+                Err(reason) => return refuse(&mut stream, pages::not_admitted(reason), listener).await,
             },
             Err(malformed) => return refuse(&mut stream, malformed_page(malformed), listener).await,
         };

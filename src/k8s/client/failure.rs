@@ -70,13 +70,12 @@ impl Cluster {
                         Namespaces::All => "-A".to_owned(),
                         Namespaces::One(namespace) => format!("-n {namespace}"),
                     };
-                    // Verb and resource come from the server, so they must be quoted.
-                    // kubectl reads `pods/exec` as the pod "exec".
-                    let resource_option = match resource.split_once('/') {
+                    // Verb and resource come from the server, so they must be quoted. kubectl reads `pods/exec` as the pod "exec".
+                    let object = match resource.split_once('/') {
                         Some((resource, part)) => format!("{} --subresource={}", quoted(resource), quoted(part)),
                         None => quoted(&resource),
                     };
-                    let asked = format!("{} {resource_option} {option}", quoted(&verb));
+                    let asked = format!("{} {object} {option}", quoted(&verb));
                     let hint = format!("{} auth can-i {asked}", self.kubectl()).into();
                     let [user, verb, resource] = [user, verb, resource].map(String::into_boxed_str);
                     ClusterError::Forbidden { user, verb, resource, namespaces, context, hint }

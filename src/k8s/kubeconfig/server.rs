@@ -5,7 +5,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_e
 
 use crate::k8s::{
     credential::basic,
-    proxy::{credentials, without_password},
+    proxy::{credentials, has_valid_port, without_password},
 };
 
 /// Bytes to escape in a path, as in Go (`net/url`).
@@ -56,10 +56,7 @@ pub(super) fn url(server: &str) -> Result<Server, String> {
         return refused("its scheme has to be https or http");
     }
     let place = authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, host)| host);
-    let port = place.rsplit_once(']').map_or(place, |(_, port)| port).split_once(':').map(|(_, port)| port);
-    if authority.host().is_empty()
-        || port.is_some_and(|port| !port.is_empty() && (port.starts_with('+') || authority.port_u16().is_none()))
-    {
+    if authority.host().is_empty() || !has_valid_port(authority) {
         return refused("it has to have a host, and a port up to 65535");
     }
     if !is_whole && url.path() != "/" {

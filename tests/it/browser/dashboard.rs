@@ -120,7 +120,7 @@ async fn every_view_is_used_by_keyboard_alone() {
     press(&mut page, &["g", "l"]).await;
     page.until("location.pathname === '/log' && document.title === 'Log · adit'").await;
     press(&mut page, &["?"]).await;
-    page.until("document.querySelector('dialog[open]').innerText.includes('Single keys do something')").await;
+    page.until("document.querySelector('dialog[open]').innerText.includes('Enable keyboard shortcuts')").await;
     press(&mut page, &["Escape"]).await;
     page.until("document.querySelector('dialog') === null").await;
     press(&mut page, &["g", "n"]).await;

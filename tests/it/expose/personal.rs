@@ -323,9 +323,9 @@ async fn visitors_that_stall_are_closed_in_time_and_hold_nobody_up() {
         let head = format!("POST / HTTP/1.1\r\nHost: team\r\n{user}");
         for _ in 0..20 {
             stalled.push((stall(to, &head).await, "HTTP/1.1 408"));
-            // The server has read nothing that it could answer.
-            stalled.push((stall(to, &format!("{head}Content-Length: 9\r\n\r\nfour")).await, "HTTP/1.1 "));
-            stalled.push((stall(to, &format!("{head}Transfer-Encoding: chunked\r\n\r\n9\r\nfour")).await, "HTTP/1.1 "));
+            stalled.push((stall(to, &format!("{head}Content-Length: 9\r\n\r\nfour")).await, "HTTP/1.1 400"));
+            stalled
+                .push((stall(to, &format!("{head}Transfer-Encoding: chunked\r\n\r\n9\r\nfour")).await, "HTTP/1.1 400"));
             // A complete request, then no other one.
             stalled.push((stall(to, &format!("{head}Content-Length: 4\r\n\r\nfour")).await, "HTTP/1.1 200"));
         }
