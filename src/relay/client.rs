@@ -11,7 +11,6 @@ pub use supervisor::{ClientState, Refusals, run};
 use std::{
     io,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use futures::future::BoxFuture;
@@ -26,7 +25,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     auth::{Role, Transcript},
-    conversation::{self, DEAD, HEARTBEAT, Over, Reader, STEP},
+    conversation::{self, DEAD, FAREWELL, HEARTBEAT, Over, Reader, STEP},
     tls::{self, Trust},
 };
 use crate::{
@@ -42,9 +41,6 @@ const LONGEST_SHOWN: usize = 1000;
 
 /// Maximum number of frames that wait to be sent.
 const MOST_FRAMES: usize = 1024;
-
-/// Time for the relay to read the goodbye and to close the connection.
-const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Options of a client.
 #[derive(Clone)]
@@ -287,7 +283,7 @@ impl Client {
                 () = self.drain.started() => {
                     // With this frame the relay frees our ports at once. An error does not matter: the relay may be gone.
                     let _ = conversation::send(&mut write, &[Frame::Goodbye { reason: "the client ends".to_owned() }]).await;
-                    // The end of a port-forward takes bytes with it that the relay has not read yet: its own end shows that it has.
+                    // Bytes that the relay has not read yet are lost with the port-forward. The relay closes once it has read them.
                     let _ = timeout(FAREWELL, async { while reader.next().await.is_ok() {} }).await;
                     return Err(Ended::Drained);
                 }

@@ -13,6 +13,9 @@ use crate::wire::relay::{Frame, RelayError};
 /// Time for each step of a handshake, at either end.
 pub const STEP: Duration = Duration::from_secs(10);
 
+/// Time for the relay to read a client's goodbye and to close the connection, at either end.
+pub const FAREWELL: Duration = Duration::from_millis(500);
+
 /// Interval between two pings, and the time without a frame after which the other end counts as dead.
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
 pub const DEAD: Duration = Duration::from_secs(45);

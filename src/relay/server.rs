@@ -25,10 +25,10 @@ use futures::future::{BoxFuture, OptionFuture};
 use rustls::ServerConfig;
 use secrecy::SecretString;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
-    time::{Duration, Instant, interval},
+    time::{Duration, Instant, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
@@ -44,7 +44,7 @@ use self::{
 };
 use super::{
     auth::Key,
-    conversation::{self, DEAD, HEARTBEAT, Over, Reader},
+    conversation::{self, DEAD, FAREWELL, HEARTBEAT, Over, Reader},
     expose::ServiceName,
     personal::{Parted, SharedPort},
     ports::Ports,
@@ -358,6 +358,10 @@ impl Server {
         };
         self.forget(&session, is_clean);
         info!(peer = %session.peer, key = session.key.name, clean = is_clean, "relay: client gone");
+        if is_clean {
+            // The client waits for this. Through a port-forward, the end of the connection itself arrives a second later.
+            let _ = timeout(FAREWELL, write.shutdown()).await;
+        }
         ended
     }
 

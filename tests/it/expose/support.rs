@@ -17,7 +17,7 @@ use adit::{
     wire::relay::{Frame, Kind, Token},
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
 use tokio_rustls::client::TlsStream;
 
 use crate::{
@@ -332,7 +332,10 @@ impl Laptop {
         timeout(PATIENCE, answered).await.expect("the relay answers");
     }
 
+    /// Says goodbye, and waits for the relay's close_notify: without it, reading ends with an error.
     pub async fn goodbye(mut self) {
         self.send(Frame::Goodbye { reason: "done".into() }).await;
+        let mut rest = Vec::new();
+        timeout(PATIENCE, self.tls.read_to_end(&mut rest)).await.expect("an end").expect("close_notify");
     }
 }
