@@ -321,7 +321,7 @@ pub fn fill(
         let value = template::fill(value, opened).map_err(|error| {
             let known = template::placeholders(opened);
             let hint = match known.as_slice() {
-                [] => "there are no targets: name one with --to NAME=TARGET".to_owned(),
+                [] => "name a target with --to NAME=TARGET".to_owned(),
                 known => format!("the names are {}; write {{{{ for a brace", known.join(", ")),
             };
             CliError::usage(format!("--env {name}: {error}")).hint(Some(hint))

@@ -45,7 +45,7 @@ pub fn fill(template: &str, targets: &[Opened]) -> Result<String, TemplateError>
 fn value(placeholder: &str, targets: &[Opened]) -> Result<String, TemplateError> {
     let unknown = || TemplateError::Unknown(placeholder.to_owned());
     let (name, part) = placeholder.split_once('.').map_or((placeholder, None), |(name, part)| (name, Some(part)));
-    let mut called = targets.iter().filter(|target| target.called() == Some(name));
+    let mut called = called(name, targets);
     let target = called.next().ok_or_else(unknown)?;
     if called.next().is_some() {
         return Err(TemplateError::Several(name.to_owned()));
@@ -59,10 +59,14 @@ fn value(placeholder: &str, targets: &[Opened]) -> Result<String, TemplateError>
     })
 }
 
+fn called<'o>(name: &str, targets: &'o [Opened]) -> impl Iterator<Item = &'o Opened> {
+    targets.iter().filter(move |target| target.called() == Some(name))
+}
+
 /// Returns every valid placeholder.
 pub fn placeholders(targets: &[Opened]) -> Vec<String> {
     let of = |target: &Opened| {
-        let name = target.called()?.to_owned();
+        let name = target.called().filter(|name| called(name, targets).count() == 1)?;
         let url = target.url().map(|_| format!("{{{name}.url}}"));
         Some([format!("{{{name}}}"), format!("{{{name}.host}}"), format!("{{{name}.port}}")].into_iter().chain(url))
     };
@@ -83,6 +87,14 @@ mod tests {
             service: None,
         };
         vec![target("db", 5000, None), target("web", 5001, Some(Scheme::Http))]
+    }
+
+    #[test]
+    fn a_name_of_several_targets_is_no_placeholder() {
+        let mut targets = targets();
+        targets.push(targets[0].clone());
+        assert_eq!(fill("{db.port}", &targets), Err(TemplateError::Several("db".to_owned())));
+        assert_eq!(placeholders(&targets), ["{web}", "{web.host}", "{web.port}", "{web.url}"]);
     }
 
     #[test]
