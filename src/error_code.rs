@@ -55,7 +55,7 @@ codes! {
     NotFound "not-found" "404" "There is no such Service, pod or namespace; the hint has similar names.";
     ChoosePort "choose-port" "404" "The Service has several ports; the page has them as links.";
     NoSuchPort "no-such-port" "404" "The Service does not have this port; the page has its ports as links.";
-    NotReady "not-ready" "503" "The Service has no ready pod; the page has each pod's reason, and reloads.";
+    NotReady "not-ready" "503" "The Service has no ready pod, or not the pod that is named; the page has each pod's reason, and reloads.";
     Unsupported "unsupported" "404" "An ExternalName, addresses outside the cluster, no endpoints, or UDP: a port-forward needs a pod. Use `via` or `tcp.k8s.jump`.";
     NotServed "not-served" "502" "The node refuses port-forwards, as virtual nodes do: use a pod on another node.";
     Protocol "protocol" "502" "The API server, or a gateway in front of it, answered unexpectedly.";
@@ -76,7 +76,7 @@ codes! {
     NoSwitch "no-switch" "502" "The backend refuses to switch to WebSocket: check the path and the port.";
     Switched "switched" "502" "The backend switched to a protocol that the client did not ask for.";
     Direct "direct" "502, 504" "`proxy.elsewhere: direct`, and the host does not answer.";
-    ProxyPassword "proxy-password" "407" "The forward proxy of `adit run --proxy` needs the password in its URL.";
+    ProxyPassword "proxy-password" "407" "The forward proxy of `adit run --proxy` needs the password in its URL; or the user name has control characters.";
     ReadOnly "read-only" "403" "The context accepts some methods only; the hint has the `adit unlock` command.";
     ForeignOrigin "foreign-origin" "403" "A page of another site sent the request: `allow_origins`, see [security](../security.md).";
     Ambiguous "ambiguous" "400" "Two parsers could read the request differently: two lengths, two Host headers, a bare LF and the like. Correct the client.";
