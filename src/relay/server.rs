@@ -27,7 +27,7 @@ use secrecy::SecretString;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::{Duration, Instant, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -137,8 +137,8 @@ struct Session {
     heard: Mutex<Instant>,
     /// When a visitor has waited in vain. A later frame from the client proves that it answers again.
     unanswered: Mutex<Option<Instant>>,
-    /// Cookie of the last answered ping.
-    answered: watch::Sender<u64>,
+    /// Who waits for the answer to a ping, by its cookie. The next Pong may follow at once, so each has its own.
+    awaited: Mutex<HashMap<u64, oneshot::Sender<()>>>,
     gone: CancellationToken,
 }
 
@@ -147,6 +147,22 @@ impl Session {
     fn is_silent(&self) -> bool {
         let unanswered = *self.unanswered.lock().expect("no panic while the lock is held");
         unanswered.is_some_and(|at| *self.heard.lock().expect("no panic while the lock is held") < at)
+    }
+
+    /// Returns what receives the answer to the ping with this cookie.
+    fn awaits(&self, cookie: u64) -> oneshot::Receiver<()> {
+        let (answered, answer) = oneshot::channel();
+        let mut awaited = self.awaited.lock().expect("no panic while the lock is held");
+        awaited.retain(|_, waiting| !waiting.is_closed());
+        awaited.insert(cookie, answered);
+        answer
+    }
+
+    fn answered(&self, cookie: u64) {
+        if let Some(waiting) = self.awaited.lock().expect("no panic while the lock is held").remove(&cookie) {
+            // It may have given up.
+            let _ = waiting.send(());
+        }
     }
 
     /// Records that a visitor has waited for this long in vain, unless the client has sent something meanwhile.
@@ -253,7 +269,7 @@ impl Server {
             claimed: Mutex::default(),
             heard: Mutex::new(Instant::now()),
             unanswered: Mutex::default(),
-            answered: watch::Sender::new(0),
+            awaited: Mutex::default(),
             gone: CancellationToken::new(),
         });
         self.counters.sessions.fetch_add(1, Ordering::Relaxed);
@@ -415,7 +431,7 @@ impl Server {
                 }
             }
             Frame::Ping { cookie } => drop(session.frames.try_send(Frame::Pong { cookie })),
-            Frame::Pong { cookie } => drop(session.answered.send_replace(cookie)),
+            Frame::Pong { cookie } => session.answered(cookie),
             Frame::Goodbye { .. } => return Ok(true),
             other => return Err(Over::Unexpected(conversation::name(&other))),
         }

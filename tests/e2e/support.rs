@@ -1,14 +1,17 @@
 //! The world in the cluster, and a running adit beside it.
 
 use std::{
-    collections::BTreeSet,
     fmt::Write as _,
     fs,
     io::Read,
+    iter,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::{LazyLock, Mutex},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU16, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -102,17 +105,12 @@ pub fn eventually(what: &str, within: Duration, mut condition: impl FnMut() -> b
     }
 }
 
-/// Returns a port of 127.0.0.1 that nothing listened on a moment ago, and that no other test was given.
+/// Returns a port of 127.0.0.1 on which nothing listens. It is below the ephemeral range, so that no connection takes it.
 pub fn free_port() -> u16 {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    let next = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
-    let mut given = GIVEN.lock().expect("no panic while the lock is held");
-    loop {
-        let port = next().port();
-        if given.insert(port) {
-            return port;
-        }
-    }
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let mut ports = iter::repeat_with(|| 16_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 3_000);
+    ports.find(is_free).expect("a free port")
 }
 
 /// A running adit with a configuration of its own. Stopped on drop; [`Adit::finish`] also checks how it ended.

@@ -16,8 +16,8 @@ use tokio::{
 };
 
 use crate::{
-    process::{Process, free_port},
-    support::{PATIENCE, eventually, schema::assert_valid},
+    process::Process,
+    support::{PATIENCE, eventually, ports::free_port, schema::assert_valid},
 };
 
 /// Sends a request to the socket, and returns status and body. `path`: absolute, or below the root of the API.
@@ -152,7 +152,7 @@ async fn a_namespace_that_cannot_be_one_is_refused_and_the_configuration_says_wh
 
 #[tokio::test]
 async fn every_answer_is_what_its_schema_says() {
-    let port = free_port().await;
+    let port = free_port();
     let config = format!(
         "http: {{k8s: {{routes: {{w.localhost: {{namespace: shop, service: web, headers: {{request: {{set: {{authorization: Bearer s3cret}}}}}}}}}}}}}}\n\
          tcp: {{k8s: {{routes: {{{port}: {{namespace: shop, service: web, port: 80}}}}}}}}\n"

@@ -207,7 +207,7 @@ async fn what_a_web_page_can_send_reaches_nothing() {
 
 #[tokio::test]
 async fn a_proxy_with_an_address_of_its_own_is_there_and_nowhere_else() {
-    let port = crate::process::free_port().await;
+    let port = crate::support::ports::free_port();
     let app = TestApp::start(&format!("proxy: {{listen: '127.0.0.1:{port}'}}\n")).await;
     assert_eq!(refused(&app, "web.shop:80", "").await.0, 400);
     let whole = "GET http://web.shop/whoami HTTP/1.1\r\nHost: web.shop\r\nConnection: close\r\n\r\n";

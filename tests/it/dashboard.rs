@@ -409,7 +409,7 @@ async fn a_download_is_a_row_while_it_runs() {
 
 #[tokio::test]
 async fn services_say_how_they_are_reached() {
-    let port = crate::process::free_port().await;
+    let port = crate::support::ports::free_port();
     let route = format!("{port}: {{namespace: data, service: postgres, port: postgres}}");
     let process = Process::start(&format!("tcp: {{k8s: {{routes: {{{route}}}}}}}\n"), &[]).await;
     let visit = Visit::new(&process).await;

@@ -1,11 +1,6 @@
 //! Database clients with the demo's PostgreSQL. psql, mysql and redis-cli are used if the machine has them.
 
-use std::{
-    net::SocketAddr,
-    process::Stdio,
-    sync::atomic::{AtomicU16, Ordering},
-    time::Duration,
-};
+use std::{net::SocketAddr, process::Stdio, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,20 +9,12 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{PATIENCE, TestApp, eventually};
+use crate::support::{PATIENCE, TestApp, eventually, ports::free_port};
 
 const STARTUP: &[u8] = b"\0\0\0\x13\0\x03\0\0user\0demo\0\0";
 
 fn routes(ports: &str) -> String {
     format!("tcp: {{k8s: {{routes: {{{ports}}}}}}}\n")
-}
-
-/// Returns a port below the ephemeral range, so that no concurrent test gets it.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    let mut ports = std::iter::repeat_with(|| 16_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 900);
-    ports.find(is_free).expect("a free port")
 }
 
 /// Reads messages until the server is ready for a query or reports an error. Returns their kinds, the key, and the error.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::process::{Process, free_port};
+use crate::{process::Process, support::ports::free_port};
 
 /// Returns every page of the repository.
 fn pages() -> Vec<PathBuf> {
@@ -92,7 +92,7 @@ async fn every_block_marked_as_runnable_runs_in_front_of_the_demo() {
 
 #[tokio::test]
 async fn every_metric_has_its_line_in_the_reference() {
-    let port = free_port().await;
+    let port = free_port();
     let process = Process::start(&format!("admin: {{listen: \"127.0.0.1:{port}\"}}\n"), &[]).await;
     let (is_ok, metrics) = process.shell(&format!("curl -sf http://127.0.0.1:{port}/metrics")).await;
     let page = include_str!("../../docs/reference/metrics.md");

@@ -18,9 +18,8 @@ use serde_json::{Value, json};
 use tokio::{process::Command, time::timeout};
 
 use crate::{
-    process::free_port,
     run::{Home, Said},
-    support::{PATIENCE, eventually},
+    support::{PATIENCE, eventually, ports::free_port},
 };
 
 struct Patient {
@@ -30,7 +29,7 @@ struct Patient {
 
 impl Patient {
     async fn new() -> Self {
-        Self { home: Home::new().await, port: free_port().await }
+        Self { home: Home::new().await, port: free_port() }
     }
 
     async fn doctor(&self, arguments: &[&str]) -> Said {

@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::support::{PATIENCE, TestApp, start_demo};
+use crate::support::{PATIENCE, TestApp, ports::free_port, start_demo};
 
 /// What a gateway does with a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -235,7 +235,7 @@ impl Behind {
              users: [{{name: u, user: {{token: \"{token}\"}}}}]\n"
         );
         fs::write(&kubeconfig, text).unwrap();
-        let local = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let local = free_port();
         let config = match jumps {
             false => {
                 format!("tcp: {{k8s: {{routes: {{{local}: {{namespace: shop, service: tools, port: 7000}}}}}}}}\n")

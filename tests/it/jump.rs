@@ -1,6 +1,6 @@
 //! Jump hosts: connections through a program in a pod of the demo.
 
-use std::{net::TcpListener, time::Duration};
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::{
@@ -9,10 +9,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::support::{PATIENCE, TestApp, eventually, every_byte_returns};
+use crate::support::{PATIENCE, TestApp, eventually, every_byte_returns, ports::free_port};
 
 async fn app(jump: &str) -> TestApp {
-    let local = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let local = free_port();
     TestApp::start(&format!("tcp: {{k8s: {{jump: {{{local}: {{namespace: shop, {jump}}}}}}}}}\n")).await
 }
 

@@ -10,8 +10,8 @@ use tokio::{
 };
 
 use crate::{
-    process::{Process, free_port},
-    support::{PATIENCE, TestApp, eventually},
+    process::Process,
+    support::{PATIENCE, TestApp, eventually, ports::free_port},
 };
 
 #[tokio::test]
@@ -30,7 +30,7 @@ async fn a_request_in_progress_is_finished_in_a_drain() {
 
 #[tokio::test]
 async fn what_ends_is_not_ready() {
-    let port = free_port().await;
+    let port = free_port();
     let mut process = Process::start(&format!("admin: {{listen: \"127.0.0.1:{port}\"}}\n"), &[]).await;
     assert!(process.serves("web.shop.localhost").await);
     let admin: SocketAddr = ([127, 0, 0, 1], port).into();
@@ -53,7 +53,7 @@ async fn what_ends_is_not_ready() {
 
 #[tokio::test]
 async fn pages_of_other_names_do_not_reach_the_admin_port() {
-    let port = free_port().await;
+    let port = free_port();
     let _process = Process::start(&format!("admin: {{listen: \"127.0.0.1:{port}\"}}\n"), &[]).await;
     for (host, path, wanted) in [
         ("127.0.0.1", "/metrics", "200"),

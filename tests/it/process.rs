@@ -21,7 +21,11 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::support::{PATIENCE, eventually, ports::ports, start_demo};
+use crate::support::{
+    PATIENCE, eventually,
+    ports::{free_port, ports},
+    start_demo,
+};
 
 /// adit in a process, with its own home folder, in front of a demo cluster in this process.
 pub struct Process {
@@ -172,11 +176,6 @@ pub fn environment<'c>(command: &'c mut Command, home: &TempDir) -> &'c mut Comm
     command.env("HOME", home.path()).env("XDG_RUNTIME_DIR", home.path())
 }
 
-/// Returns a port that is free now.
-pub async fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
-}
-
 fn tcp_routes(ip: &str, ports: &[u16]) -> String {
     let route = |port: &u16| format!("{port}: {{namespace: shop, service: web, port: 80, listen: {ip}}}");
     format!("tcp: {{k8s: {{routes: {{{}}}}}}}\n", ports.iter().map(route).collect::<Vec<_>>().join(", "))
@@ -232,7 +231,7 @@ async fn status_shows_a_tunnel_and_stop_ends_it() {
 
 #[tokio::test]
 async fn a_client_that_does_not_read_learns_of_the_stop_of_its_tunnel() {
-    let port = free_port().await;
+    let port = free_port();
     let process = Process::start(&tcp_route("127.0.0.1", port), &[]).await;
     let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     client.write_all(b"GET /download?bytes=1000000000 HTTP/1.1\r\nHost: any\r\n\r\n").await.unwrap();
@@ -264,7 +263,7 @@ async fn a_client_that_does_not_read_learns_of_the_stop_of_its_tunnel() {
 
 #[tokio::test]
 async fn a_tcp_route_can_change_its_address_and_a_taken_port_changes_nothing() {
-    let port = free_port().await;
+    let port = free_port();
     let process = Process::start(&tcp_route("127.0.0.1", port), &[]).await;
     let local = SocketAddr::from(([127, 0, 0, 1], port));
     let serves = async || process.get(local, "any").await.is_some_and(|answer| answer.starts_with("HTTP/1.1 200"));
@@ -292,7 +291,7 @@ async fn a_tcp_route_can_change_its_address_and_a_taken_port_changes_nothing() {
 
 #[tokio::test]
 async fn a_configuration_whose_port_was_taken_is_applied_once_the_port_is_free() {
-    let process = Process::start(&tcp_route("127.0.0.1", free_port().await), &[]).await;
+    let process = Process::start(&tcp_route("127.0.0.1", free_port()), &[]).await;
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let other = taken.local_addr().unwrap();
     fs::write(process.config(), tcp_route("127.0.0.1", other.port())).unwrap();
@@ -308,7 +307,7 @@ async fn a_configuration_whose_port_was_taken_is_applied_once_the_port_is_free()
 
 #[tokio::test]
 async fn a_configuration_whose_port_was_taken_is_forgotten_once_the_file_has_another() {
-    let first = tcp_route("127.0.0.1", free_port().await);
+    let first = tcp_route("127.0.0.1", free_port());
     let process = Process::start(&first, &[]).await;
     for next in [first.as_str(), "http: [not, a, map]\n"] {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -327,7 +326,7 @@ async fn a_configuration_whose_port_was_taken_is_forgotten_once_the_file_has_ano
 
 #[tokio::test]
 async fn two_tcp_routes_can_change_their_address_at_once_and_come_back_where_that_fails() {
-    let ports = [free_port().await, free_port().await];
+    let ports = [free_port(), free_port()];
     let process = Process::start(&tcp_routes("127.0.0.1", &ports), &[]).await;
     let serve = async || {
         for port in ports {
@@ -380,7 +379,7 @@ async fn a_port_that_another_program_took_during_a_failed_reload_is_had_again_wh
 
 #[tokio::test]
 async fn an_audit_log_that_cannot_be_written_costs_no_listener() {
-    let port = free_port().await;
+    let port = free_port();
     let process = Process::start(&tcp_route("127.0.0.1", port), &[]).await;
     let local = SocketAddr::from(([127, 0, 0, 1], port));
     let audit = "audit: /nowhere/at/all/audit.log\n";
@@ -391,7 +390,7 @@ async fn an_audit_log_that_cannot_be_written_costs_no_listener() {
 
 #[tokio::test]
 async fn a_reload_that_waits_for_a_port_leaves_the_listener_alone_and_the_log_quiet() {
-    let port = free_port().await;
+    let port = free_port();
     let process = Process::start(&tcp_route("127.0.0.1", port), &[]).await;
     let other = std::net::TcpListener::bind(("127.0.0.2", port)).unwrap();
     fs::write(process.config(), tcp_route("0.0.0.0", port)).unwrap();
@@ -407,7 +406,7 @@ async fn a_reload_that_waits_for_a_port_leaves_the_listener_alone_and_the_log_qu
 
 #[tokio::test]
 async fn a_socket_of_the_service_manager_that_a_reload_does_not_want_resets_its_clients() {
-    let port = free_port().await;
+    let port = free_port();
     let script = format!(
         "exec perl -MIO::Socket::INET -e '$^F = 9; $s = IO::Socket::INET->new(Listen => 5, LocalAddr => \"127.0.0.1:{port}\") \
          or die; fileno($s) == 3 or die; $ENV{{LISTEN_FDS}} = 1; $ENV{{LISTEN_PID}} = $$; exec @ARGV' \"$@\""
@@ -448,7 +447,7 @@ async fn a_kubeconfig_that_becomes_a_pipe_stops_neither_requests_nor_signals() {
 
 #[tokio::test]
 async fn a_tcp_route_listens_on_both_loopbacks_and_follows_a_change_of_either() {
-    let port = free_port().await;
+    let port = free_port();
     let route = |listen: &str| {
         format!("tcp: {{k8s: {{routes: {{{port}: {{namespace: shop, service: web, port: 80{listen}}}}}}}}}\n")
     };
@@ -469,7 +468,7 @@ async fn the_first_connection_of_a_new_listener_finds_its_route() {
     let gone: Vec<u16> = (11_000..20_000).filter(is_free).take(400).collect();
     let process = Process::start(&tcp_routes("127.0.0.1", &gone), &[]).await;
     for round in 0..3 {
-        let port = free_port().await;
+        let port = free_port();
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let client = tokio::task::spawn_blocking(move || {
             let deadline = std::time::Instant::now() + PATIENCE;

@@ -9,9 +9,8 @@ use tokio::{
 };
 
 use crate::{
-    process::free_port,
     run::{Home, Said},
-    support::{PATIENCE, eventually, start_demo},
+    support::{PATIENCE, eventually, ports::free_port, start_demo},
 };
 
 /// A home folder, with or without a running adit.
@@ -23,7 +22,7 @@ struct World {
 
 impl World {
     async fn new(config: &str, is_running: bool) -> Self {
-        let (home, port) = (Home::new().await, free_port().await);
+        let (home, port) = (Home::new().await, free_port());
         home.config(config);
         let mut world = Self { home, port, adit: None };
         if is_running {
@@ -160,7 +159,7 @@ async fn connect_uses_the_tunnels_of_the_running_adit() {
 
 #[tokio::test]
 async fn run_without_targets_has_the_ports_of_the_running_adit() {
-    let port = free_port().await;
+    let port = free_port();
     let config = format!("tcp: {{k8s: {{routes: {{{port}: {{namespace: data, service: postgres}}}}}}}}\n");
     let world = World::new(&config, true).await;
     for wait in [&["--wait", "20s"][..], &["--no-wait"]] {
@@ -221,7 +220,7 @@ async fn wait_ends_when_all_can_be_reached_or_says_which_cannot() {
 
 #[tokio::test]
 async fn env_prints_what_a_shell_evaluates() {
-    let port = free_port().await;
+    let port = free_port();
     let config = format!("tcp: {{k8s: {{routes: {{{port}: {{namespace: data, service: postgres}}}}}}}}\n");
     let world = World::new(&config, true).await;
     let said = world.output(&["env", "--to", "web=web.shop", "--env", "URL=it's {web.url}/x"]).await;
@@ -247,7 +246,7 @@ async fn env_prints_what_a_shell_evaluates() {
 
 #[tokio::test]
 async fn a_file_of_variables_is_kept_until_adit_ends() {
-    let ports = [free_port().await, free_port().await];
+    let ports = [free_port(), free_port()];
     let route =
         |port: u16, service: &str, namespace: &str| format!("{port}: {{namespace: {namespace}, service: {service}}}");
     let config = |routes: &[String]| format!("tcp: {{k8s: {{routes: {{{}}}}}}}\n", routes.join(", "));
@@ -296,7 +295,7 @@ async fn a_file_of_variables_is_not_stale_while_adit_has_no_more_event_streams()
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!has("stale"));
     drop(readers);
-    let port = free_port().await;
+    let port = free_port();
     world.home.config(&format!("tcp: {{k8s: {{routes: {{{port}: {{namespace: data, service: postgres}}}}}}}}\n"));
     eventually("the new route is in it", || async { has(&format!("POSTGRES_SERVICE_PORT=\"{port}\"")) }).await;
     world.adit.take().unwrap().kill().await.unwrap();
@@ -305,7 +304,7 @@ async fn a_file_of_variables_is_not_stale_while_adit_has_no_more_event_streams()
 
 #[tokio::test]
 async fn a_file_of_variables_has_one_process_that_keeps_it() {
-    let port = free_port().await;
+    let port = free_port();
     let config = format!("tcp: {{k8s: {{routes: {{{port}: {{namespace: data, service: postgres}}}}}}}}\n");
     let world = World::new(&config, true).await;
     let file = world.home.folder.path().join(".env").display().to_string();
@@ -341,7 +340,7 @@ async fn a_file_of_variables_is_kept_with_the_options_of_its_command_line() {
     let file = world.home.folder.path().join(".env");
     let said = Said::of(command(&["env", "--write", &file.display().to_string()]).output().await.unwrap());
     assert_eq!(said.code, Some(0), "{said:?}");
-    let port = free_port().await;
+    let port = free_port();
     world.home.config(&format!("tcp: {{k8s: {{routes: {{{port}: {{namespace: data, service: postgres}}}}}}}}\n"));
     let line = format!("POSTGRES_SERVICE_PORT=\"{port}\"\n");
     eventually("the new route is in it", || async { fs::read_to_string(&file).unwrap().contains(&line) }).await;
@@ -476,7 +475,7 @@ async fn a_port_of_env_leads_to_the_context_of_now() {
     let mut adit = world.command(&["up"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let socket = world.home.folder.path().join(format!("adit/{}.sock", world.port));
     eventually("it runs", || async { socket.exists() }).await;
-    let port = free_port().await;
+    let port = free_port();
     let fixed = format!("fixed=web.shop@{port}");
     let env = ["env", "-o", "json", "--to", "web=web.shop", "--to", &fixed];
     let get = async |address: &str| {
@@ -508,7 +507,7 @@ async fn a_port_of_env_leads_to_the_context_of_now() {
 
 #[tokio::test]
 async fn a_namespace_of_the_command_line_is_not_that_of_the_running_adit() {
-    let port = free_port().await;
+    let port = free_port();
     let world = World::new(&format!("tcp: {{k8s: {{routes: {{{port}: {{service: web, port: 80}}}}}}}}\n"), true).await;
     let number = port.to_string();
     // The demo's own namespace has a Service web, and `data` has none.

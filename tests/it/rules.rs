@@ -11,8 +11,8 @@ use tokio::{
 
 use crate::{
     dashboard::{Visit, send},
-    process::{Process, free_port},
-    support::{PATIENCE, eventually},
+    process::Process,
+    support::{PATIENCE, eventually, ports::free_port},
 };
 
 const READ_ONLY: &str = "contexts: {prod: {name: demo, methods: [GET, HEAD, OPTIONS]}}\n";
@@ -185,7 +185,7 @@ async fn a_page_of_one_service_writes_to_another_only_by_a_line_of_the_configura
 
 #[tokio::test]
 async fn the_audit_log_says_who_did_what_and_where() {
-    let port = free_port().await;
+    let port = free_port();
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("audit.log");
     let config = format!(
@@ -238,7 +238,7 @@ async fn the_audit_log_says_who_did_what_and_where() {
 
 #[tokio::test]
 async fn every_way_to_a_context_is_in_the_audit_log_refused_or_not() {
-    let port = free_port().await;
+    let port = free_port();
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("audit.log");
     let config = format!(

@@ -23,7 +23,7 @@ use tokio::{
 
 use crate::{
     process::environment,
-    support::{PATIENCE, eventually, start_demo},
+    support::{PATIENCE, eventually, ports::free_port, start_demo},
 };
 
 /// A demo cluster, and a home folder for its user.
@@ -281,7 +281,7 @@ async fn clients_of_databases_need_no_options() {
     fs::write(&psql, "#!/bin/sh\necho \"$PGHOST $PGPORT\"\n").unwrap();
     fs::set_permissions(&psql, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let psql = psql.display().to_string();
-    let port = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let target = format!("db=postgres.data@{port}");
     let said = home.output(&["run", "--to", &target, "--to", "web=web.shop", "--", &psql]).await;
     assert_eq!(said.out, format!("127.0.0.1 {port}\n"), "{said:?}");
@@ -290,7 +290,7 @@ async fn clients_of_databases_need_no_options() {
 #[tokio::test]
 async fn without_targets_it_opens_the_routes_on_their_own_ports() {
     let home = Home::new().await;
-    let port = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let config =
         home.config(&format!("tcp: {{k8s: {{routes: {{{port}: {{namespace: data, service: postgres}}}}}}}}\n"));
     let said = home.output(&["--config", &config, "run", "--env", "X={postgres}", "--", "env"]).await;

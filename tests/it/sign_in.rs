@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     process::{Process, environment},
-    support::{PATIENCE, TestApp, echoes, eventually, start_demo},
+    support::{PATIENCE, TestApp, echoes, eventually, ports::free_port, start_demo},
 };
 
 /// Plugin that records each run, and obeys the files beside it.
@@ -119,7 +119,7 @@ async fn process() -> (Process, Plugin) {
 }
 
 fn route(route: &str) -> String {
-    let local = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let local = free_port();
     route.replace("PORT", &local.to_string())
 }
 

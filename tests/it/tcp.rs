@@ -1,6 +1,6 @@
 //! TCP routes, from a client to a pod of the demo.
 
-use std::{io::ErrorKind, net::TcpListener};
+use std::io::ErrorKind;
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -8,14 +8,14 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{PATIENCE, TestApp, eventually, every_byte_returns};
+use crate::support::{PATIENCE, TestApp, eventually, every_byte_returns, ports::free_port};
 
 async fn app(service: &str, port: u16) -> TestApp {
     app_of("shop", service, port).await
 }
 
 async fn app_of(namespace: &str, service: &str, port: u16) -> TestApp {
-    let local = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let local = free_port();
     TestApp::start(&format!(
         "tcp: {{k8s: {{routes: {{{local}: {{namespace: {namespace}, service: {service}, port: {port}}}}}}}}}\n"
     ))

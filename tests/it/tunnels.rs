@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -16,11 +16,11 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::support::{PATIENCE, TestApp, echoes, eventually, start_demo};
+use crate::support::{PATIENCE, TestApp, echoes, eventually, ports::free_port, start_demo};
 
 /// Starts adit with a TCP route to a port of `tools`, and returns the route's address.
 async fn app(port: u16) -> (TestApp, SocketAddr) {
-    let local = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let local = free_port();
     let app = TestApp::start(&format!(
         "tcp: {{k8s: {{routes: {{{local}: {{namespace: shop, service: tools, port: {port}}}}}}}}}\n"
     ))

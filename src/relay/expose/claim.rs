@@ -40,7 +40,7 @@ use super::{
     authorize::{Denied, Rules},
     condition::Condition,
     events::{self, Reason},
-    kube::{Kind, Kube, KubeError},
+    kube::{Kind, Kube, KubeError, Pulse},
     lease,
     pods::{Behind, PodPort, named_ports},
     reconcile::{Done, Expiry, Failure, Step, Want},
@@ -71,6 +71,7 @@ const WATCH_PAUSE: Duration = Duration::from_secs(5);
 /// Takes over Services of the cluster for tunnels of this relay.
 pub struct Exposer {
     pub(super) kube: Kube,
+    pulse: Pulse,
     pub(super) relay: Relay,
     rules: Rules,
     authority: Authority,
@@ -254,6 +255,7 @@ impl Exposer {
         let rules = Rules { own_namespace: relay.namespace.clone(), only };
         let exposer = Arc::new(Self {
             kube: Kube::new(client),
+            pulse: Pulse::default(),
             relay,
             rules,
             authority,
@@ -268,6 +270,11 @@ impl Exposer {
 
     pub(super) fn only(&self) -> Option<&str> {
         self.rules.only.as_deref()
+    }
+
+    /// Returns whether the API server answers, and has done so for `long`.
+    pub async fn hears_api_server(&self, long: Duration) -> bool {
+        self.pulse.is_steady(&self.kube, long).await
     }
 
     /// Checks whether a client may take over a Service. `token`: its bearer token for the API server. If the token is

@@ -7,12 +7,16 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::printable::printable;
 
 /// Deadline of one call, including its answer.
 const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Time for the answer to a [`Pulse`], and its interval.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+const BEAT: Duration = Duration::from_secs(1);
 
 /// Maximum number of objects per answer.
 const PAGE: u32 = 500;
@@ -148,6 +152,32 @@ impl Call {
     }
 }
 
+/// Whether the API server answers, for callers that ask often: it is asked once a second.
+#[derive(Default)]
+pub struct Pulse(tokio::sync::Mutex<Beats>);
+
+#[derive(Default)]
+struct Beats {
+    asked: Option<Instant>,
+    /// When it last did not answer.
+    missed: Option<Instant>,
+}
+
+impl Pulse {
+    /// Returns whether the API server answers, and has done so for `long`, as far as anybody has asked.
+    pub async fn is_steady(&self, kube: &Kube, long: Duration) -> bool {
+        // Callers that come meanwhile wait for the same answer.
+        let mut beats = self.0.lock().await;
+        if beats.asked.is_none_or(|asked| asked.elapsed() >= BEAT) {
+            let answers = kube.answers().await;
+            let now = Instant::now();
+            beats.asked = Some(now);
+            beats.missed = if answers { beats.missed } else { Some(now) };
+        }
+        beats.missed.is_none_or(|missed| missed.elapsed() >= long)
+    }
+}
+
 /// Client of the API server.
 #[derive(Clone)]
 pub struct Kube {
@@ -157,6 +187,12 @@ pub struct Kube {
 impl Kube {
     pub fn new(client: Client) -> Self {
         Self { client }
+    }
+
+    /// Returns whether the API server answers in time, whatever the answer.
+    async fn answers(&self) -> bool {
+        let asked = timeout(ANSWERS_WITHIN, self.client.apiserver_version()).await;
+        matches!(asked, Ok(Ok(_) | Err(kube::Error::Api(_))))
     }
 
     /// Returns an object. `None`: it does not exist.

@@ -174,7 +174,8 @@ impl Step<'_> {
         let mut tries = 0;
         loop {
             match self.once().await {
-                Err(Failure::Kube(KubeError::Conflict(_))) if tries < TRIES => {
+                // Somebody else may delete what was read, too: a relay that gives the Service back, or a person who restores it.
+                Err(Failure::Kube(KubeError::Conflict(_) | KubeError::NotFound(_))) if tries < TRIES => {
                     tries += 1;
                     sleep(Duration::from_millis(10) * tries).await;
                 }

@@ -306,13 +306,13 @@ async fn answers(session: &Session) -> bool {
     }
     // A random cookie: frames that were in flight when the client died do not count as an answer.
     let Ok(cookie) = random::bytes().map(u64::from_be_bytes) else { return true };
-    let mut answered = session.answered.subscribe();
+    let answer = session.awaits(cookie);
     // If the queue is full, the client does not read.
     if session.frames.try_send(Frame::Ping { cookie }).is_err() {
         return false;
     }
     tokio::select! {
-        answer = timeout(ALIVE_WITHIN, answered.wait_for(|answer| *answer == cookie)) => matches!(answer, Ok(Ok(_))),
+        answer = timeout(ALIVE_WITHIN, answer) => matches!(answer, Ok(Ok(()))),
         () = session.gone.cancelled() => false,
     }
 }

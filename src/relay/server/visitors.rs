@@ -12,7 +12,7 @@ use tokio::{
     io::AsyncWrite,
     net::{TcpListener, TcpStream},
     sync::{mpsc::error::TrySendError, oneshot},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -46,6 +46,9 @@ const VISITOR_WAITS: Duration = Duration::from_secs(30);
 /// The same for a visitor of a takeover that the pods could serve: a laptop that sleeps must not stop the Service until its
 /// session is dead.
 const VISITOR_OF_PODS_WAITS: Duration = Duration::from_secs(5);
+
+/// Pause between two looks at the pods and the API server, for a visitor that has waited so long.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum StreamName {
@@ -145,13 +148,13 @@ impl Server {
         let mut asking = pin!(self.stream(tunnel, peer));
         let asked = match passage {
             Some(passage) if tunnel.session.is_silent() && passage.has_pods() => return Some(visitor),
-            Some(passage) => match timeout(VISITOR_OF_PODS_WAITS, &mut asking).await {
-                Ok(asked) => asked,
-                Err(_) if passage.has_pods() => {
+            Some(passage) => tokio::select! {
+                biased;
+                asked = &mut asking => asked,
+                () = self.waited_for_long(passage) => {
                     tunnel.session.did_not_answer(VISITOR_OF_PODS_WAITS);
                     return Some(visitor);
                 }
-                Err(_) => asking.await,
             },
             None => asking.await,
         };
@@ -170,6 +173,23 @@ impl Server {
         self.counters.up.fetch_add(end.up, Ordering::Relaxed);
         self.counters.down.fetch_add(end.down, Ordering::Relaxed);
         None
+    }
+
+    /// Waits until a visitor of a takeover should go to the pods: it has waited for long, and the client sleeps or is gone.
+    ///
+    /// The connection of a client leads through the API server. While that hangs, each client is silent, and none has left.
+    async fn waited_for_long(&self, passage: &Passage) {
+        sleep(VISITOR_OF_PODS_WAITS).await;
+        while !(passage.has_pods() && self.hears_api_server().await) {
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    async fn hears_api_server(&self) -> bool {
+        match &self.options.exposer {
+            Some(exposer) => exposer.hears_api_server(VISITOR_OF_PODS_WAITS).await,
+            None => true,
+        }
     }
 
     /// Opens a stream to the client of a tunnel, on an idle connection or on a new one. Waits for a lost client.

@@ -11,8 +11,8 @@ use super::{
     dashboard::{VIEWS, press},
 };
 use crate::{
-    process::{environment, free_port},
-    support::eventually,
+    process::environment,
+    support::{eventually, ports::free_port},
 };
 
 /// Width and colour scheme of each picture.
@@ -26,7 +26,7 @@ const TRAFFIC: Duration = Duration::from_secs(200);
 #[ignore = "it takes the pictures of the documentation: just pictures"]
 async fn of_every_view_of_the_demo() {
     let folder = PathBuf::from(std::env::var_os("ADIT_PICTURES").expect("the folder for the pictures"));
-    let (home, port) = (tempfile::tempdir().unwrap(), free_port().await);
+    let (home, port) = (tempfile::tempdir().unwrap(), free_port());
     let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
     environment(&mut command, &home).args(["demo", "--listen", &format!("127.0.0.1:{port}")]);
     let _demo = command.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();

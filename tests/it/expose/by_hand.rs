@@ -4,7 +4,11 @@ use std::{process::Stdio, time::Duration};
 
 use adit::wire::relay::{Frame, Kind};
 use serde_json::{Value, json};
-use tokio::{io::AsyncReadExt, process::Command, time::timeout};
+use tokio::{
+    io::AsyncReadExt,
+    process::Command,
+    time::{sleep, timeout},
+};
 
 use super::support::{Laptop, Objects, Place};
 use crate::support::PATIENCE;
@@ -109,6 +113,27 @@ async fn takeovers_are_listed_and_restored_by_hand() {
         (again.code, again.stdout.as_str()),
         (Some(0), "nothing to restore: Service shop/web is not taken over\n")
     );
+}
+
+#[tokio::test]
+async fn a_restore_by_hand_succeeds_while_the_relay_gives_the_service_back() {
+    let place = Place::new().await;
+    let before = place.objects();
+    let relay = place.relay("one", "a").await;
+    for round in 0..16 {
+        let mut laptop = Laptop::connect(&relay).await;
+        while laptop.take("web.shop:80").await.is_err() {
+            sleep(Duration::from_millis(50)).await;
+        }
+        let ends = async {
+            sleep(Duration::from_millis(10 * round)).await;
+            laptop.goodbye().await;
+        };
+        let (restored, ()) = tokio::join!(adit(&place, &["expose", "restore", "web.shop"]), ends);
+        assert_eq!(restored.code, Some(0), "{}", restored.stderr);
+        place.is_again(&before).await;
+    }
+    place.relay_ends(relay).await;
 }
 
 #[tokio::test]

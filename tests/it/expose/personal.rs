@@ -647,6 +647,25 @@ async fn visitors_reach_the_pods_until_the_cluster_knows_that_a_port_is_given_ba
 }
 
 #[tokio::test]
+async fn visitors_wait_for_a_laptop_while_the_api_server_hangs() {
+    let place = team(greet("pod").await).await;
+    let relay = place.relay("one", "a").await;
+    let mut laptop = Laptop::connect(&relay).await;
+    let port = laptop.take("team.shop:80").await.unwrap();
+    eventually("the pods are no longer behind the port", || async { place.served("team", "http") == [port] }).await;
+    place.demo.faults().delay("/version", Some(10 * PATIENCE));
+    let mut visitor = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let mut greeting = [0; 3];
+    assert!(timeout(Duration::from_secs(9), visitor.read_exact(&mut greeting)).await.is_err(), "it waits");
+    // The API server is back, and the laptop still sleeps.
+    place.demo.faults().delay("/version", None);
+    timeout(PATIENCE, visitor.read_exact(&mut greeting)).await.expect("in time").unwrap();
+    assert_eq!(&greeting, b"pod");
+    laptop.goodbye().await;
+    place.relay_ends(relay).await;
+}
+
+#[tokio::test]
 async fn visitors_of_a_laptop_that_sleeps_reach_the_pods_until_it_answers_again() {
     async fn greeted(port: u16) {
         let mut visitor = TcpStream::connect(("127.0.0.1", port)).await.unwrap();

@@ -2,6 +2,8 @@
 
 use adit::relay::auth::{Role, Transcript, parse_keys};
 
+use tokio::sync::Barrier;
+
 use super::*;
 
 /// A client that sends single frames, and can fall silent or be killed.
@@ -31,6 +33,15 @@ impl Bare {
                 Frame::Ping { cookie } => send(&mut self.tls, &[Frame::Pong { cookie }]).await.unwrap(),
                 Frame::Pong { .. } => {}
                 other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Answers pings, and never ends.
+    async fn stay(&mut self) {
+        loop {
+            if let Frame::Ping { cookie } = frame(&mut self.tls).await {
+                send(&mut self.tls, &[Frame::Pong { cookie }]).await.unwrap();
             }
         }
     }
@@ -65,8 +76,10 @@ async fn a_client_that_was_killed_has_its_port_and_name_back_at_once() {
     assert_eq!(back.open(1, Kind::Http, 0, "web").await, Ok(0));
     // A connected client keeps its name, even from another client with its own key.
     let mut twin = Bare::connect(&relay, "ana").await;
-    let answered = async { timeout(Duration::from_secs(20), back.open(7, Kind::Tcp, 1, "")).await };
-    let (refused, _) = tokio::join!(twin.open(0, Kind::Http, 0, "web"), answered);
+    let refused = tokio::select! {
+        refused = twin.open(0, Kind::Http, 0, "web") => refused,
+        () = back.stay() => unreachable!(),
+    };
     assert_eq!(refused.unwrap_err(), "the name \"web\" is in use");
 }
 
@@ -227,6 +240,15 @@ async fn clients_that_want_the_port_of_each_other_both_count_as_alive() {
     let relay = relay(&["ana"], |options| options.ports = ports(10).forever()).await;
     let (mut one, mut two) = (Bare::connect(&relay, "ana").await, Bare::connect(&relay, "ana").await);
     let (first, second) = (one.open(0, Kind::Tcp, 0, "").await.unwrap(), two.open(0, Kind::Tcp, 0, "").await.unwrap());
-    let (ones, twos) = tokio::join!(one.open(1, Kind::Tcp, second, ""), two.open(1, Kind::Tcp, first, ""));
+    // A client that has its own answer has to stay: the other one's may wait for its Pong.
+    let both = Barrier::new(2);
+    let open = async |client: &mut Bare, port| {
+        let answer = client.open(1, Kind::Tcp, port, "").await;
+        tokio::select! {
+            _ = both.wait() => answer,
+            () = client.stay() => unreachable!(),
+        }
+    };
+    let (ones, twos) = tokio::join!(open(&mut one, second), open(&mut two, first));
     assert_eq!((ones, twos), (Err(format!("port {second} is in use")), Err(format!("port {first} is in use"))));
 }

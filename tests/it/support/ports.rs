@@ -1,10 +1,15 @@
-//! Ports for the relays of the tests. Each relay has its own, and so does each suite that runs on this machine.
+//! Ports for the tests, below Linux's ephemeral range: an outgoing connection of another test takes none of them. Each relay
+//! has its own, and so does each suite that runs on this machine.
 
 use std::{
     collections::BTreeSet,
+    iter,
     net::{Ipv4Addr, TcpListener},
     ops::{Deref, RangeInclusive},
-    sync::{LazyLock, Mutex},
+    sync::{
+        LazyLock, Mutex,
+        atomic::{AtomicU16, Ordering},
+    },
     thread::sleep,
     time::Duration,
 };
@@ -14,6 +19,9 @@ const BLOCK: u16 = 2_000;
 
 /// First ports of the blocks.
 const FIRST: [u16; 6] = [20_000, 22_000, 24_000, 26_000, 28_000, 30_000];
+
+/// Number of ports of a block that are not for relays, at its end.
+const SINGLE: u16 = 800;
 
 /// Maximum number of ports of a relay.
 const MOST: u16 = 20;
@@ -66,7 +74,7 @@ pub fn ports(count: u16) -> Ports {
     assert!(count <= MOST);
     let mut guard = USED.lock().unwrap();
     let (last, used) = &mut *guard;
-    let all = BLOCK / MOST - 1;
+    let all = (BLOCK - SINGLE) / MOST - 1;
     // Listeners of a range may still be closing after its relay has ended, so a range is reused as late as possible.
     let mut numbers = (1..=all).map(|offset| (*last + offset) % all);
     let number = numbers.find(|number| used.insert(*number)).expect("not so many relays at once");
@@ -74,4 +82,14 @@ pub fn ports(count: u16) -> Ports {
     // The first port of the block is the claim.
     let first = CLAIMED.1 + 1 + number * MOST;
     Ports { number, range: first..=first + count - 1 }
+}
+
+/// Returns a port of 127.0.0.1 on which nothing listens, and that no other test is given soon.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = CLAIMED.1 + BLOCK - SINGLE;
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    let mut ports =
+        iter::repeat_with(|| first + NEXT.fetch_add(1, Ordering::Relaxed) % SINGLE).take(usize::from(SINGLE));
+    ports.find(is_free).expect("not so many ports at once")
 }
