@@ -164,15 +164,14 @@ impl Protocols {
     }
 
     fn requires_http1(&self, target: &Target, endpoint: &Arc<Endpoint>) -> bool {
-        self.lock().get(target).is_some_and(|learned| learned.is_of(endpoint) && learned.requires_http1)
+        Learned::get(&self.lock(), target, endpoint).is_some_and(|learned| learned.requires_http1)
     }
 
     /// Returns whether a backend has just answered in the protocol that adit knows. Then silence is a failure, and no sign of
     /// another protocol: a port may speak several.
     pub fn is_still_spoken(&self, route: &Route, endpoint: &Arc<Endpoint>) -> bool {
-        let all = self.lock();
-        let learned = all.get(&route.target).filter(|learned| learned.is_of(endpoint));
-        learned.is_some_and(|learned| learned.answered.elapsed() < STILL_SPOKEN)
+        Learned::get(&self.lock(), &route.target, endpoint)
+            .is_some_and(|learned| learned.answered.elapsed() < STILL_SPOKEN)
     }
 
     /// Records that a backend that does not answer speaks no other protocol.
@@ -182,9 +181,9 @@ impl Protocols {
 
     /// Returns whether the backend spoke no other protocol within the last minute.
     pub fn was_asked_in_vain(&self, route: &Route, endpoint: &Arc<Endpoint>) -> bool {
-        let all = self.lock();
-        let learned = all.get(&route.target).filter(|learned| learned.is_of(endpoint));
-        learned.and_then(|learned| learned.in_vain).is_some_and(|asked| asked.elapsed() < ASKED_AGAIN)
+        Learned::get(&self.lock(), &route.target, endpoint)
+            .and_then(|learned| learned.in_vain)
+            .is_some_and(|asked| asked.elapsed() < ASKED_AGAIN)
     }
 
     /// Returns advice on wrong hints, a sentence for each.
@@ -201,7 +200,7 @@ impl Protocols {
 
     fn learned(&self, target: &Target, endpoint: &Arc<Endpoint>, asks: Asks) -> Option<Scheme> {
         let all = self.lock();
-        let learned = all.get(target).filter(|learned| learned.is_of(endpoint))?;
+        let learned = Learned::get(&all, target, endpoint)?;
         let (own, of_others) = match asks {
             Asks::Grpc => (learned.grpc, learned.other),
             _ => (learned.other, learned.grpc),
@@ -216,6 +215,18 @@ impl Protocols {
 }
 
 impl Learned {
+    /// Returns what is learned of the session's pods. Another target may be the same port: that of https clients, or the port by
+    /// its number.
+    fn get<'a>(all: &'a HashMap<Target, Self>, target: &Target, endpoint: &Arc<Endpoint>) -> Option<&'a Self> {
+        let own = all.get(target).filter(|learned| learned.is_of(endpoint));
+        let is_same_port = |learned: &Self| learned.session.upgrade().is_some_and(|other| other.port == endpoint.port);
+        own.or_else(|| {
+            let pods = target.pods()?;
+            let is_same = |other: &Target| other != target && other.pods().is_some_and(|other| other.is_beside(pods));
+            all.iter().find(|(other, learned)| is_same(other) && is_same_port(learned)).map(|(_, learned)| learned)
+        })
+    }
+
     /// Returns what is learned of the session's pods, which is nothing at first.
     fn of<'a>(all: &'a mut HashMap<Target, Self>, target: &Target, endpoint: &Arc<Endpoint>) -> &'a mut Self {
         if !all.contains_key(target) {

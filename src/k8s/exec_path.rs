@@ -26,6 +26,8 @@ const HOME: &[&str] = &[
     ".nix-profile/bin",
     ".local/state/nix/profile/bin",
     "google-cloud-sdk/bin",
+    "go/bin",
+    ".cargo/bin",
     "bin",
     ".local/bin",
 ];

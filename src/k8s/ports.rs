@@ -102,6 +102,12 @@ pub fn is_web(port: &ServicePort) -> bool {
         || port.name.is_none() && [80, 443, 3000, 8000, 8080, 8443].contains(&port.number)
 }
 
+/// Returns whether a word of the port's name is https or tls: `web-https`, `kong-proxy-tls`, and `websecure` of Traefik.
+fn is_called_https(port: &ServicePort) -> bool {
+    let mut words = port.name.as_deref().unwrap_or_default().split('-');
+    words.any(|word| matches!(word, "https" | "tls" | "ssl" | "websecure"))
+}
+
 /// Returns the requested port. If none was requested: the only port, else the one for a browser.
 pub fn choose_port<'p>(ports: &'p [ServicePort], wanted: &PortRef) -> Option<&'p ServicePort> {
     match wanted {
@@ -110,7 +116,10 @@ pub fn choose_port<'p>(ports: &'p [ServicePort], wanted: &PortRef) -> Option<&'p
         PortRef::Https => {
             let named = ports.iter().find(|port| port.name.as_deref() == Some("https"));
             let hinted = || ports.iter().find(|port| port.hint() == Some(Scheme::Https));
-            named.or_else(hinted).or_else(|| choose_port(ports, &PortRef::Auto))
+            // No port declares https. These are the likely ones.
+            let called = || ports.iter().find(|port| port.hint().is_none() && is_called_https(port));
+            let numbered = || ports.iter().find(|port| port.hint().is_none() && port.number == 8443);
+            named.or_else(hinted).or_else(called).or_else(numbered).or_else(|| choose_port(ports, &PortRef::Auto))
         }
         PortRef::Auto => match ports {
             [only] => Some(only),
@@ -190,6 +199,11 @@ mod tests {
             (vec![port(443, Some("http")), port(8443, Some("https-ui"))], Some(8443)),
             (vec![port(80, Some("http")), by_protocol], Some(9000)),
             (vec![port(80, None), port(443, None)], Some(443)),
+            (vec![port(80, Some("web")), port(8443, Some("websecure"))], Some(8443)),
+            (vec![port(80, Some("ui")), port(9001, Some("dashboard-https"))], Some(9001)),
+            (vec![port(80, Some("http")), port(7443, Some("proxy-tls"))], Some(7443)),
+            (vec![port(8080, None), port(8443, None)], Some(8443)),
+            (vec![port(8443, Some("http")), port(443, None)], Some(443)),
             // Without TLS in any name, plain HTTP wins.
             (vec![port(80, Some("http")), port(9090, Some("metrics"))], Some(80)),
             (vec![port(5432, None)], Some(5432)),

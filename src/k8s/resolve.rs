@@ -126,26 +126,33 @@ async fn follow_aliases(
     let (mut lookup, mut workload) =
         (Lookup { cluster, client: &cluster.client, namespace: namespace.clone() }, workload.clone());
     let mut port = port.cloned();
-    let mut aliases = Vec::new();
+    let (mut aliases, mut chosen_by_alias) = (Vec::new(), None);
     for _ in 0..=MOST_ALIASES {
         let found = match &workload {
-            Workload::Service(service) => lookup.service(service, port.as_ref()).await?,
-            Workload::PodOfService { pod, service } => lookup.pod_of_service(pod, service, port.as_ref()).await?,
-            Workload::Pod(pod) => Found::Pods(Box::new(lookup.pod(pod, port.as_ref()).await?)),
+            Workload::Service(service) => lookup.service(service, port.as_ref()).await,
+            Workload::PodOfService { pod, service } => lookup.pod_of_service(pod, service, port.as_ref()).await,
+            Workload::Pod(pod) => lookup.pod(pod, port.as_ref()).await.map(|pod| Found::Pods(Box::new(pod))),
             Workload::Address(address) => {
                 (lookup.namespace, workload) = lookup.owner_of(*address).await?;
                 continue;
             }
         };
-        match found {
+        if let Err(ClusterError::ChoosePort { .. }) = &found
+            && let Some(chosen) = chosen_by_alias.take()
+        {
+            port = Some(chosen);
+            continue;
+        }
+        match found? {
             Found::Pods(resolution) if aliases.is_empty() => return Ok(*resolution),
             Found::Pods(mut resolution) => {
                 resolution.services.append(&mut aliases);
                 return Ok(Resolution { ports: Vec::new(), ..*resolution });
             }
-            Found::Alias { by, to, port: through } => {
+            Found::Alias { by, to, port: through, chosen } => {
                 aliases.push(*by);
                 port = through;
+                chosen_by_alias = chosen_by_alias.or(chosen);
                 (lookup.namespace, workload) = to.workload(workload);
             }
         }
@@ -178,6 +185,8 @@ enum Found {
         by: Box<KnownService>,
         to: InCluster,
         port: Option<PortRef>,
+        /// Its own port, for a Service of which none is the obvious one.
+        chosen: Option<PortRef>,
     },
 }
 

@@ -102,6 +102,7 @@ impl Mux {
         drop(router);
         let limit = connection.place.limits().first_byte;
         let first = tokio::select! {
+            biased;
             first = timeout(limit, first_bytes(&mut stream, received)) => first,
             // A silent connection has nothing in progress.
             () = drain.started() => return,

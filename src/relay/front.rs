@@ -183,6 +183,7 @@ async fn visit(
         return;
     }
     let first = tokio::select! {
+        biased;
         first = timeout(limit, first_bytes(&mut stream, BytesMut::new())) => first,
         () = is_over.started() => return,
     };

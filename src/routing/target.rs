@@ -99,6 +99,16 @@ pub struct PodTarget {
     pub jump: Option<Jump>,
 }
 
+impl PodTarget {
+    /// Returns whether the targets are the same but for the port.
+    pub fn is_beside(&self, other: &Self) -> bool {
+        self.workload == other.workload
+            && self.namespace == other.namespace
+            && self.cluster == other.cluster
+            && self.jump == other.jump
+    }
+}
+
 /// `context/namespace/service:port`, plus `->host:port` for a jump. This names the tunnel in logs, in `adit status`
 /// and for `adit stop`. A number follows if another tunnel has the same text.
 impl fmt::Display for PodTarget {

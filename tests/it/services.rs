@@ -359,6 +359,19 @@ async fn an_external_name_of_this_cluster_is_followed() {
     }
     let found = resolved(&app.demo, "data", service("first"), PortRef::Auto).await;
     assert_eq!(pods(found), ["data/postgres-0:5432"]);
+    // Where the Service has no obvious port, that of the ExternalName counts.
+    let ports =
+        json!([{"name": "a", "port": 7000, "targetPort": 7000}, {"name": "b", "port": 7001, "targetPort": 7001}]);
+    put_service(&app.demo, "shop", "pair", json!({"selector": {"app": "tools"}, "ports": ports}));
+    let mut spec = external("pair.shop.svc");
+    put_service(&app.demo, "data", "either", spec.clone());
+    let error = resolved(&app.demo, "data", service("either"), PortRef::Auto).await.unwrap_err();
+    assert!(matches!(error, ClusterError::ChoosePort { .. }), "{error}");
+    spec["ports"] = json!([{"port": 7001}]);
+    put_service(&app.demo, "data", "one", spec);
+    for wanted in [PortRef::Auto, PortRef::Https] {
+        assert_eq!(pods(resolved(&app.demo, "data", service("one"), wanted).await), ["shop/tools-0:7001"]);
+    }
     // Its tunnel is open.
     put_service(&app.demo, "default", "shop", external("gone.shop.svc"));
     eventually("the tunnel follows", || async { app.get("shop.default.localhost", "/whoami").await.0 == 404 }).await;

@@ -23,6 +23,22 @@ fn an_empty_file_is_the_defaults() {
 }
 
 #[test]
+fn a_list_of_addresses_may_name_both_loopbacks() {
+    let both = ["127.0.0.1:1", "[::1]:1"].map(|address| address.parse::<SocketAddr>().unwrap());
+    for list in ["127.0.0.1:1, '[::1]:1'", "'[::1]:1', 127.0.0.1:1", "localhost:1, '[::1]:1'"] {
+        let mut listen = load(&format!("http: {{listen: [{list}]}}\n")).unwrap().http.listen;
+        listen.sort();
+        assert_eq!(listen, both, "{list}");
+    }
+    for list in
+        ["127.0.0.1:1, 127.0.0.1:1", "127.0.0.1:1, localhost:1", "'[::1]:1', '[::1]:1'", "127.0.0.1:1, 0.0.0.0:1"]
+    {
+        let found = problems(&format!("http: {{listen: [{list}]}}\n"));
+        assert!(found.len() == 1 && found[0].contains("is in the list already"), "{list}: {found:?}");
+    }
+}
+
+#[test]
 fn workers_are_at_least_one_thread() {
     assert_eq!(load("workers: 3\n").unwrap().workers.map(std::num::NonZero::get), Some(3));
     assert_eq!(load("").unwrap().workers, None);

@@ -176,14 +176,20 @@ impl Walk {
         if list.is_empty() {
             return self.wrong(node, "at least one address", Some("write 127.0.0.1:8989"));
         }
-        let mut all: Vec<SocketAddr> = Vec::new();
+        let (mut all, mut written): (Vec<SocketAddr>, Vec<SocketAddr>) = Default::default();
         self.each(list, |walk, node| {
             let addresses = walk.listen(node)?;
-            if let Some(twice) = addresses.iter().find(|address| all.iter().any(|other| overlap(*other, **address))) {
+            // 127.0.0.1 stands for [::1], too, which may be written beside it.
+            let is_twice = |address: &&SocketAddr| match all.contains(address) {
+                true => **address == addresses[0] && written.contains(address),
+                false => all.iter().any(|other| overlap(*other, **address)),
+            };
+            if let Some(twice) = addresses.iter().find(is_twice) {
                 walk.problem(node.place, &format!("{twice} is in the list already"), Some("remove one of the two"));
                 return None;
             }
-            all.extend(addresses);
+            written.push(addresses[0]);
+            all.extend(addresses.iter().filter(|address| !all.contains(address)).collect::<Vec<_>>());
             Some(())
         })?;
         Some(all)

@@ -6,6 +6,7 @@ use http::{
     Method, Request, StatusCode,
     header::{ACCEPT, UPGRADE},
 };
+use rustls::AlertDescription;
 
 use super::{body::innermost, error_page::Page, upstream::RequestError};
 use crate::{
@@ -214,6 +215,13 @@ pub fn unanswered(error: &RequestError, host: &str, route: &Route, lease: &Lease
 }
 
 fn of_request(error: &RequestError, host: &str, route: &Route, lease: &Lease) -> Page {
+    if let Some(alert) = error.alert() {
+        return Page {
+            cause: Some(describe(error)),
+            hint: Some(after_alert(alert, host, route)),
+            ..Page::new(StatusCode::BAD_GATEWAY, ErrorCode::BackendTls, format!("no TLS with {}", route.target))
+        };
+    }
     match (error, error.fault()) {
         (RequestError::Open(OpenError::Stream(fault)), _) => Page::of_stream(fault, &route.target.to_string()),
         (RequestError::Open(error), _) => unopened(error, host, route),
@@ -279,8 +287,62 @@ fn of_request(error: &RequestError, host: &str, route: &Route, lease: &Lease) ->
     }
 }
 
+/// Returns advice after a TLS alert of the backend.
+fn after_alert(alert: AlertDescription, host: &str, route: &Route) -> String {
+    use AlertDescription as Alert;
+    match (alert, route.options.tls.client_cert.is_some()) {
+        (Alert::UnrecognisedName, _) => {
+            "set server_name of the route to a name that the backend has a certificate for".to_owned()
+        }
+        (alert, false) if is_about_the_clients_certificate(alert) => {
+            "the backend wants a client certificate: set client_cert and client_key of the route".to_owned()
+        }
+        (alert, true) if is_about_the_clients_certificate(alert) => {
+            "the backend does not accept client_cert of the route".to_owned()
+        }
+        // OpenSSL says no more to a client without a certificate in TLS 1.2.
+        (Alert::HandshakeFailure, false) => {
+            "if the backend wants a client certificate: set client_cert and client_key of the route".to_owned()
+        }
+        _ => doctor(host, route),
+    }
+}
+
+/// RFC 8446, section 6.2.
+fn is_about_the_clients_certificate(alert: AlertDescription) -> bool {
+    use AlertDescription as Alert;
+    matches!(
+        alert,
+        Alert::NoCertificate
+            | Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::CertificateRequired
+    )
+}
+
+/// Returns the name of an alert in words.
+fn words(alert: AlertDescription) -> String {
+    let name = format!("{alert:?}");
+    let mut words = String::with_capacity(name.len() + 4);
+    for letter in name.chars() {
+        if letter.is_uppercase() && words.ends_with(|last: char| last.is_lowercase()) {
+            words.push(' ');
+        }
+        words.push(letter);
+    }
+    words.to_lowercase()
+}
+
 /// Returns an error's message.
 pub fn describe(error: &RequestError) -> String {
+    if let Some(alert) = error.alert() {
+        return format!("the backend ended TLS with the alert \"{}\"", words(alert));
+    }
     match error {
         RequestError::Open(error) => error.to_string(),
         RequestError::Stream(fault) => fault.to_string(),

@@ -101,6 +101,23 @@ fn what_was_learned_counts_for_one_session_and_one_kind_of_request() {
 }
 
 #[test]
+fn what_was_learned_counts_for_each_target_that_means_the_same_port() {
+    let (protocols, by_http) = (Protocols::default(), route(None));
+    let (by_https, by_number) = (by_http.clone().for_client(true), by_http.clone().for_port(443));
+    let [first, second, other_port] = [443, 443, 8443].map(|number| endpoint(number, None));
+    assert_eq!(protocols.speaks_tls(&by_https, &second), SpeaksTls::Perhaps { is_hinted: true });
+    protocols.learn(&by_http, &first, Asks::Http, Scheme::Http);
+    for route in [&by_https, &by_number] {
+        assert_eq!(protocols.speaks_tls(route, &second), SpeaksTls::No);
+        assert_eq!(protocols.choose(route, &second, Asks::Http).scheme, Scheme::Http);
+    }
+    assert_eq!(protocols.speaks_tls(&by_https, &other_port), SpeaksTls::Perhaps { is_hinted: false });
+    // The pods may be others now.
+    drop(first);
+    assert_eq!(protocols.speaks_tls(&by_https, &second), SpeaksTls::Perhaps { is_hinted: true });
+}
+
+#[test]
 fn a_client_of_tls_is_passed_through_where_the_port_may_speak_it() {
     let protocols = Protocols::default();
     let tls = |scheme, number, name| protocols.speaks_tls(&route(scheme), &endpoint(number, name));

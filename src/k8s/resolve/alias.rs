@@ -55,6 +55,15 @@ pub fn port_behind(spec: &ServiceSpec, wanted: &PortRef) -> PortRef {
     }
 }
 
+/// Returns the port that an ExternalName chooses where the Service behind it has several, and none is requested. In the cluster, only
+/// the Service's ports count.
+pub fn chosen_port(spec: &ServiceSpec, wanted: &PortRef) -> Option<PortRef> {
+    match wanted {
+        PortRef::Auto | PortRef::Https => PortRef::number(choose_port(&tcp_ports(spec), wanted)?.number),
+        PortRef::Number(_) | PortRef::Name(_) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,5 +108,8 @@ mod tests {
         );
         assert_eq!(port_behind(&spec, &PortRef::number(1).unwrap()), PortRef::number(1).unwrap());
         assert_eq!(port_behind(&spec, &PortRef::Auto), PortRef::Auto);
+        assert_eq!(chosen_port(&spec, &PortRef::Auto), PortRef::number(8080));
+        assert_eq!(chosen_port(&spec, &PortRef::number(1).unwrap()), None);
+        assert_eq!(chosen_port(&ServiceSpec::default(), &PortRef::Auto), None);
     }
 }

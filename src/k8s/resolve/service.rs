@@ -252,7 +252,9 @@ impl Lookup<'_> {
         match InCluster::parse(name) {
             Some(to) => {
                 let by = Box::new(self.known(metadata, spec.clone()));
-                Ok(Some(Found::Alias { by, to, port: wanted.map(|port| alias::port_behind(spec, port)) }))
+                let port = wanted.map(|port| alias::port_behind(spec, port));
+                let chosen = wanted.and_then(|port| alias::chosen_port(spec, port));
+                Ok(Some(Found::Alias { by, to, port, chosen }))
             }
             None => Err(self.external(what, name)),
         }

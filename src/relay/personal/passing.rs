@@ -7,7 +7,7 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tracing::debug;
 
@@ -74,6 +74,8 @@ enum Said {
     Server,
     /// The visitor is gone, or was evicted.
     Nothing,
+    /// The port has been given back, or the relay ends, and the visitor has sent too little or nothing.
+    TooLate,
 }
 
 /// Serves a visitor until its connection ends.
@@ -86,12 +88,22 @@ pub async fn visit(
     drain: Drain,
 ) {
     let (mut received, mut pod) = (BytesMut::new(), None);
-    // A visitor that has sent nothing has nothing in progress.
+    // The request of a visitor that has just connected is on its way.
+    let too_late = async {
+        drain.started().await;
+        sleep(SILENCE).await;
+    };
     let said = tokio::select! {
+        biased;
         said = listen(&split, &mut visitor, &mut pod, &mut received, &connection) => said,
-        () = drain.started() => return,
+        () = too_late => Said::TooLate,
     };
     match said {
+        // No request is a laptop's any more.
+        Said::Http(_) if drain.is_draining() => {
+            connection.place.settle();
+            pass(&server, &split, visitor, pod, &received, &connection).await;
+        }
         Said::Http(version) => {
             drop(pod);
             let stream = Box::new(Prefixed::new(received.freeze(), visitor));
@@ -102,6 +114,9 @@ pub async fn visit(
             pass(&server, &split, visitor, pod, &received, &connection).await;
         }
         Said::TooLittle => pass(&server, &split, visitor, pod, &received, &connection).await,
+        // In a relay that ends, a visitor that has sent nothing has nothing in progress.
+        Said::TooLate if received.is_empty() && server.drain().is_draining() => {}
+        Said::TooLate => pass(&server, &split, visitor, pod, &received, &connection).await,
         Said::Nothing => {}
     }
 }

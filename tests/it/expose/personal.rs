@@ -622,6 +622,34 @@ async fn visitors_reach_the_pods_while_a_relay_ends() {
 }
 
 #[tokio::test]
+async fn a_visitor_that_has_just_connected_reaches_a_pod_when_a_part_or_its_relay_ends() {
+    let place = team(serve("pod").await).await;
+    for relay_ends in [false, true] {
+        let relay = place.relay("one", "a").await;
+        let mut laptop = Laptop::connect(&relay).await;
+        let port = laptop.take(&of_user("team.shop:80", "anna")).await.unwrap();
+        eventually("the pods are no longer behind the port", || async { place.served("team", "http") == [port] }).await;
+        let mut visitors = Vec::new();
+        for _ in 0..3 {
+            visitors.push(Visitor::connect(SocketAddr::from(([127, 0, 0, 1], port))).await);
+        }
+        // It is accepted.
+        sleep(Duration::from_millis(50)).await;
+        match relay_ends {
+            true => relay.relay.drain.start(),
+            false => laptop.goodbye().await,
+        }
+        for (visitor, pause) in visitors.iter_mut().zip([0, 100, 200]) {
+            sleep(Duration::from_millis(pause)).await;
+            let said = visitor.ask("/", &[("x-user", "anna")]).await;
+            assert!(said.starts_with("pod HTTP/1.1"), "{relay_ends}: {said}");
+        }
+        drop(visitors);
+        place.relay_ends(relay).await;
+    }
+}
+
+#[tokio::test]
 async fn visitors_reach_the_pods_until_the_cluster_knows_that_a_port_is_given_back() {
     let place = team(greet("pod").await).await;
     let before = place.objects();

@@ -121,6 +121,32 @@ async fn over_http2(world: &World, mut request: Request<Body>, kind: &str) -> (u
 }
 
 #[tokio::test]
+async fn a_backend_that_refuses_the_handshake_is_not_taken_for_plain_http() {
+    // An alert of a server that knows no certificate for the name.
+    const UNKNOWN_NAME: &[u8] = b"\x15\x03\x03\x00\x02\x02\x70";
+    for (said, hint) in
+        [(NGINX.as_bytes(), None), (NGINX.as_bytes(), Some("http")), (ALERT, None), (UNKNOWN_NAME, Some("https"))]
+    {
+        let serve = move |_: Arc<Pod>, mut stream: DuplexStream| {
+            drop(tokio::spawn(async move {
+                let mut first = Vec::new();
+                while sniff(&first) == Sniff::NeedMore && stream.read_buf(&mut first).await.is_ok_and(|count| count > 0)
+                {
+                }
+                let is_tls = sniff(&first) == Sniff::Is(Protocol::Tls);
+                let _ = stream.write_all(if is_tls { UNKNOWN_NAME } else { said }).await;
+            }));
+        };
+        let world = World::routed("port: 8000", port(8000, hint), Scheme::Https, Box::new(serve));
+        for _ in 0..2 {
+            let (status, _, page) = over_http1(&world, request("GET", body_of(""))).await;
+            assert!(status == 502 && page.contains("unrecognised name"), "{hint:?} {status} {page}");
+            assert!(page.contains("set server_name"), "{page}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_client_of_http1_reaches_what_a_port_speaks() {
     for (speaks, refusal, hint) in [
         (HTTPS, NGINX.as_bytes(), None),

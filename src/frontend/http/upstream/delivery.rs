@@ -20,7 +20,7 @@ use super::{
     connect::{Opened, Unopened},
     message::{Failed, send_on},
     pool::{Key, Returning, Sender},
-    refusal,
+    refusal::{self, Refusal},
     retry::{Attempt, Attempts, Outcome},
 };
 use crate::{
@@ -33,7 +33,7 @@ use crate::{
         protocol::{Asks, Choice},
     },
     tunnel::{Endpoint, StreamFault},
-    wire::sniff::Sniff,
+    wire::sniff::{Protocol, Sniff},
 };
 
 /// How long a request waits for an answer before adit closes idle connections to the same target. A server that serves one
@@ -271,6 +271,8 @@ impl<'a> Delivery<'a> {
         let (response, refusal) = refusal::read(response, self.head.method(), may_ask).await;
         let wanted = refusal.map_or(&[][..], |refusal| refusal.wanted(self.way.asks));
         match self.turn(wanted).await {
+            // A server that only closes does not say that it wants TLS.
+            Some((_, Err(_))) if refusal == Some(Refusal::Closes) => self.answered(key, opened, response),
             Some(turned) => self.send_in(turned, true),
             None => self.answered(key, opened, response),
         }
@@ -357,15 +359,20 @@ impl<'a> Delivery<'a> {
         }
     }
 
-    /// Connects in the first of `others` that the backend speaks. `None`: it speaks none of them.
-    async fn turn(&mut self, others: &[Scheme]) -> Option<(Scheme, Opened)> {
+    /// Connects in the first of `others` that the backend speaks. `None`: it speaks none of them. An error: it speaks TLS, but
+    /// refuses this handshake, or adit refuses its certificate.
+    async fn turn(&mut self, others: &[Scheme]) -> Option<(Scheme, Result<Opened, RequestError>)> {
         if others.is_empty() || self.turns == MOST_TURNS {
             return None;
         }
         self.turns += 1;
         for scheme in others {
-            if let Ok(opened) = self.upstreams.connect(&self.way.key(*scheme), self.way, false).await {
-                return Some((*scheme, opened));
+            match self.upstreams.connect(&self.way.key(*scheme), self.way, false).await {
+                Ok(opened) => return Some((*scheme, Ok(opened))),
+                Err(Unopened { error: error @ RequestError::Tls(_), said: Some(Sniff::Is(Protocol::Tls)) }) => {
+                    return Some((*scheme, Err(error)));
+                }
+                Err(_) => {}
             }
         }
         None
@@ -373,11 +380,18 @@ impl<'a> Delivery<'a> {
 
     /// Sends the request in the protocol that the backend has turned out to speak. `is_unread`: the backend certainly did not
     /// process the bytes sent before.
-    fn send_in(&mut self, (scheme, opened): (Scheme, Opened), is_unread: bool) -> Next {
+    fn send_in(&mut self, (scheme, opened): (Scheme, Result<Opened, RequestError>), is_unread: bool) -> Next {
         let spoke = self.choice.scheme;
         if self.choice.is_fixed {
             return Next::Break(Err(RequestError::WrongScheme { spoke, speaks: scheme, is_fixed: true }));
         }
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(refused) => {
+                self.upstreams.protocols.learn(self.way.route, &self.endpoint, self.way.asks, scheme);
+                return Next::Break(Err(refused));
+            }
+        };
         // HTTP/1 without TLS shows only in the answer.
         let is_known = scheme != Scheme::Http;
         if !is_unread || !self.body.is_whole() {

@@ -2,6 +2,8 @@
 
 use std::{error::Error, io};
 
+use rustls::AlertDescription;
+
 use crate::{
     config::Scheme,
     tunnel::{OpenError, StreamFault},
@@ -48,10 +50,9 @@ impl RequestError {
     /// Returns the error of a request over HTTP/1.1 alone: the backend may have answered in HTTP/2, or refused the protocol in
     /// the TLS handshake (RFC 7301, section 3.2).
     pub fn over_http1_alone(self) -> Self {
-        let refused = rustls::Error::AlertReceived(rustls::AlertDescription::NoApplicationProtocol);
         let is_http2 = match &self {
             Self::Http1(_, said) => sniff_server(said) == Sniff::Is(Protocol::Http2),
-            Self::Tls(error) => error.get_ref().and_then(|error| error.downcast_ref()) == Some(&refused),
+            Self::Tls(_) => self.alert() == Some(AlertDescription::NoApplicationProtocol),
             _ => false,
         };
         if is_http2 { Self::OnlyHttp2 } else { self }
@@ -67,20 +68,31 @@ impl RequestError {
 
     /// Returns how the stream to the pod broke. `None`: it did not.
     pub fn fault(&self) -> Option<&StreamFault> {
-        let mut source: Option<&(dyn Error + 'static)> = match self {
-            Self::Stream(fault) => return Some(fault),
-            Self::Open(_) | Self::TlsFile(_) | Self::Client(_) | Self::WrongScheme { .. } => None,
+        match self {
+            Self::Stream(fault) => Some(fault),
+            _ => self.io().find_map(StreamFault::of),
+        }
+    }
+
+    /// Returns the TLS alert of the backend: in the handshake, or in TLS 1.3 after it, about the client's certificate (RFC 8446,
+    /// section 6). `None`: it sent none.
+    pub fn alert(&self) -> Option<AlertDescription> {
+        self.io().find_map(|error| match error.get_ref()?.downcast_ref()? {
+            rustls::Error::AlertReceived(alert) => Some(*alert),
+            _ => None,
+        })
+    }
+
+    /// Returns the errors of the connection among the causes.
+    fn io(&self) -> impl Iterator<Item = &io::Error> {
+        let first: Option<&(dyn Error + 'static)> = match self {
+            Self::Open(_) | Self::Stream(_) | Self::TlsFile(_) | Self::Client(_) | Self::WrongScheme { .. } => None,
             Self::NotHttp2 | Self::OnlyHttp2 | Self::Database(_) => None,
             Self::Tls(error) => Some(error),
             Self::Http1(error, _) => Some(error),
             Self::Http2(error) => error.get_io().map(|error| error as _),
         };
-        while let Some(error) = source {
-            if let Some(fault) = error.downcast_ref::<io::Error>().and_then(StreamFault::of) {
-                return Some(fault);
-            }
-            source = error.source();
-        }
-        None
+        std::iter::successors(first, |error: &&(dyn Error + 'static)| Error::source(*error))
+            .filter_map(|error| error.downcast_ref())
     }
 }
