@@ -107,8 +107,12 @@ pub async fn run(control: &Path, open_files: Option<u64>, words: &[OsString]) ->
                 });
             }
             () = at(stop_told) => {
-                stopped_since = None;
-                is_told = to_adit.write_all(b"stopped\n").await.is_ok();
+                // If this is late, the keeper was stopped too, and the command may continue with it.
+                let is_late = stop_told.is_some_and(|at| at.elapsed() > STOPPED_FOR);
+                stopped_since = is_late.then(Instant::now);
+                if !is_late {
+                    is_told = to_adit.write_all(b"stopped\n").await.is_ok();
+                }
             }
         }
     };
