@@ -70,7 +70,7 @@ codes! {
     Command "command" "502" "The command of the name ended, or never listened; the message has its last lines.";
     NoClient "no-client" "502" "Relay only: the client of the tunnel is not connected, or does not answer: start `adit local` or `adit expose` again.";
     Stopped "stopped" "503" "`adit stop` closed the tunnel, or adit itself ends. The next request opens the tunnel again.";
-    BackendTls "backend-tls" "502" "The TLS handshake with the backend failed; the page says why: `ca`, `server_name`, `verify`.";
+    BackendTls "backend-tls" "502" "The TLS handshake with the backend failed; the page says why: `ca`, `server_name`, `verify`, `client_cert`.";
     WrongScheme "wrong-scheme" "502" "The backend speaks another protocol than the route's `scheme`; the page has the line that fixes it, see [protocols](../protocols.md).";
     BadAnswer "bad-answer" "502" "The backend's answer is not HTTP, e.g. of a database; `adit doctor` prints the command for its protocol.";
     NoSwitch "no-switch" "502" "The backend refuses to switch to WebSocket: check the path and the port.";

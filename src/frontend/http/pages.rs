@@ -325,23 +325,23 @@ fn is_about_the_clients_certificate(alert: AlertDescription) -> bool {
     )
 }
 
-/// Returns the name of an alert in words.
-fn words(alert: AlertDescription) -> String {
-    let name = format!("{alert:?}");
-    let mut words = String::with_capacity(name.len() + 4);
-    for letter in name.chars() {
-        if letter.is_uppercase() && words.ends_with(|last: char| last.is_lowercase()) {
-            words.push(' ');
+/// Returns the name of an alert in RFC 8446: `unrecognized_name`.
+fn alert_name(alert: AlertDescription) -> String {
+    let mut name = String::new();
+    for letter in format!("{alert:?}").chars() {
+        if letter.is_uppercase() && name.ends_with(char::is_lowercase) {
+            name.push('_');
         }
-        words.push(letter);
+        name.push(letter);
     }
-    words.to_lowercase()
+    // The library spells it the British way.
+    name.to_lowercase().replace("unrecognised", "unrecognized")
 }
 
 /// Returns an error's message.
 pub fn describe(error: &RequestError) -> String {
     if let Some(alert) = error.alert() {
-        return format!("the backend ended TLS with the alert \"{}\"", words(alert));
+        return format!("the backend ended TLS with the alert {}", alert_name(alert));
     }
     match error {
         RequestError::Open(error) => error.to_string(),

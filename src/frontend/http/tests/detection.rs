@@ -140,7 +140,7 @@ async fn a_backend_that_refuses_the_handshake_is_not_taken_for_plain_http() {
         let world = World::routed("port: 8000", port(8000, hint), Scheme::Https, Box::new(serve));
         for _ in 0..2 {
             let (status, _, page) = over_http1(&world, request("GET", body_of(""))).await;
-            assert!(status == 502 && page.contains("unrecognised name"), "{hint:?} {status} {page}");
+            assert!(status == 502 && page.contains("alert unrecognized_name"), "{hint:?} {status} {page}");
             assert!(page.contains("set server_name"), "{page}");
         }
     }
