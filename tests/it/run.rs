@@ -18,7 +18,7 @@ use tokio::{
     io::{AsyncBufReadExt, BufReader},
     net::TcpStream,
     process::{Child, Command},
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -92,6 +92,29 @@ async fn send(signal: &str, pid: u32) {
 fn is_alive(pid: &str) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     status.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_command_that_was_stopped_with_its_keeper_goes_on_with_it() {
+    let home = Home::new().await;
+    let mut adit = home.adit(&["run", "--", "sh", "-c", "echo $$ $PPID; exec sleep 60"]).spawn().unwrap();
+    let pids = first_line(&mut adit).await;
+    let [command, keeper] = pids.split(' ').map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>()[..] else {
+        panic!("{pids}")
+    };
+    for round in 0..12 {
+        // The keeper sees that the command has stopped, and is stopped before it tells adit.
+        send("STOP", command).await;
+        sleep(Duration::from_millis(30)).await;
+        send("STOP", keeper).await;
+        sleep(Duration::from_millis(150)).await;
+        send("CONT", command).await;
+        send("CONT", keeper).await;
+        sleep(Duration::from_millis(150)).await;
+        let state = fs::read_to_string(format!("/proc/{}/stat", adit.id().unwrap())).unwrap();
+        assert!(!state.contains(") T "), "round {round}: adit has stopped itself: {state}");
+    }
 }
 
 #[tokio::test]

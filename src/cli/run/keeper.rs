@@ -79,23 +79,21 @@ pub async fn run(control: &Path, open_files: Option<u64>, words: &[OsString]) ->
     let ended = loop {
         let next_pending = pending.iter().map(|(at, _)| *at).min();
         let stop_told = stopped_since.map(|at| at + STOPPED_FOR);
-        tokio::select! {
+        let is_due = tokio::select! {
             line = from_adit.next_line(), if is_told => match line {
-                Ok(Some(line)) => if let Some(number) = line.strip_prefix("signal ").and_then(|n| n.parse().ok()) {
-                    pending.push((Instant::now() + SAME_SIGNAL, number));
-                },
+                Ok(Some(line)) => {
+                    if let Some(number) = line.strip_prefix("signal ").and_then(|n| n.parse().ok()) {
+                        pending.push((Instant::now() + SAME_SIGNAL, number));
+                    }
+                    false
+                }
                 Ok(None) | Err(_) => break Ended::Orphaned,
             },
-            number = signals.next() => { own.insert(number, Instant::now()); }
-            _ = children.recv() => match reap(child) {
-                Some(State::Ended(report)) => {
-                    is_told = to_adit.write_all(report.as_bytes()).await.is_ok();
-                    break Ended::Itself;
-                }
-                Some(State::Stopped) => { stopped_since.get_or_insert_with(Instant::now); }
-                Some(State::Continued) => stopped_since = None,
-                None => {}
-            },
+            number = signals.next() => {
+                own.insert(number, Instant::now());
+                false
+            }
+            _ = children.recv() => false,
             () = at(next_pending) => {
                 let now = Instant::now();
                 pending.retain(|(at, number)| {
@@ -105,15 +103,24 @@ pub async fn run(control: &Path, open_files: Option<u64>, words: &[OsString]) ->
                     }
                     !is_due
                 });
+                false
             }
-            () = at(stop_told) => {
-                // If this is late, the keeper was stopped too, and the command may continue with it.
-                let is_late = stop_told.is_some_and(|at| at.elapsed() > STOPPED_FOR);
-                stopped_since = is_late.then(Instant::now);
-                if !is_late {
-                    is_told = to_adit.write_all(b"stopped\n").await.is_ok();
-                }
+            () = at(stop_told) => true,
+        };
+        match reap(child) {
+            Some(State::Ended(report)) => {
+                is_told = to_adit.write_all(report.as_bytes()).await.is_ok();
+                break Ended::Itself;
             }
+            Some(State::Stopped) => {
+                stopped_since.get_or_insert_with(Instant::now);
+            }
+            // The keeper may have been stopped too, and the time was over when both went on.
+            Some(State::Continued) => stopped_since = None,
+            None => {}
+        }
+        if is_due && stopped_since.take().is_some() {
+            is_told = to_adit.write_all(b"stopped\n").await.is_ok();
         }
     };
     match ended {
